@@ -1,0 +1,102 @@
+"""The only module that knows the names of the mesh axes.
+
+Modules name logical axes (`batch`, `tokens`, `width`, `heads`, `mlp`); `Rules` maps them to mesh axes. Every parameter
+carries its logical axes as plain metadata (`axes=`), so a layout is a change of one table.
+"""
+
+from dataclasses import dataclass, fields
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dit_video.core.errors import BadInput
+
+Axis = str | tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes. To shard the model differently, change this and nothing else."""
+
+    batch: Axis = ("data", "fsdp")
+    tokens: Axis = "context"
+    width: Axis = ("context", "fsdp")  # of weights; activations keep their width whole
+    heads: Axis = "tensor"
+    mlp: Axis = "tensor"
+
+    def __call__(self, *names: str | None) -> P:
+        known = {f.name for f in fields(self)}
+        for name in names:
+            if name is not None and name not in known:
+                raise BadInput(f"unknown logical axis {name!r}: the rules know {sorted(known)}")
+        return P(*(getattr(self, name) if name else None for name in names))
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    def resolve(self, devices: int) -> tuple[int, ...]:
+        """Sizes for a number of devices. Raises `BadInput` when they do not divide."""
+        sizes = [self.data, self.fsdp, self.context, self.tensor]
+        fixed = int(np.prod([s for s in sizes if s != -1]))
+        if sizes.count(-1) > 1:
+            raise BadInput(f"mesh {self}: only one axis may be -1")
+        if -1 in sizes:
+            if devices % fixed:
+                raise BadInput(f"mesh {self}: {devices} devices do not divide by {fixed}")
+            sizes[sizes.index(-1)] = devices // fixed
+        elif fixed != devices:
+            raise BadInput(f"mesh {self} wants {fixed} devices, there are {devices}. Set one axis to -1.")
+        return tuple(sizes)
+
+
+def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
+    """A mesh with Auto axes (data, fsdp, context, tensor) over `devices` (default: all)."""
+    devices = list(jax.devices() if devices is None else devices)
+    names = tuple(f.name for f in fields(MeshShape))
+    sizes = shape.resolve(len(devices))
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+
+
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """Pins an activation to the mesh in force; without one (a laptop) it is the identity."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
+
+
+def _fits(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Leaves an axis whole when its mesh axes do not divide it."""
+    out = []
+    for size, axis in zip(shape, (*spec, *(None,) * (len(shape) - len(spec))), strict=True):
+        names = (axis,) if isinstance(axis, str) else (axis or ())
+        ways = int(np.prod([mesh.shape[n] for n in names])) if names else 1
+        out.append(axis if size % ways == 0 else None)
+    return P(*out)
+
+
+def shardings(state, mesh: Mesh, rules: Rules = Rules()):
+    """A NamedSharding for each variable of an nnx.State, from its metadata `axes`; a stacked layer's leading axes stay
+    whole. Variables without `axes` are replicated. Returns a tree with the structure of `nnx.to_pure_dict(state)`."""
+    from flax import nnx
+
+    def one(variable) -> NamedSharding:
+        shape = tuple(variable.get_value().shape)
+        axes = variable.get_metadata().get("axes") or (None,) * len(shape)
+        spec = P(*(None,) * (len(shape) - len(axes)), *rules(*axes))
+        return NamedSharding(mesh, _fits(spec, shape, mesh))
+
+    tree = jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = Rules()) -> NamedSharding:
+    """Arrays of a batch: the leading axis is split over the batch axes, the others are whole."""
+    return NamedSharding(mesh, rules("batch"))
