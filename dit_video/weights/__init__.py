@@ -1,0 +1,1 @@
+"""Ways in and out: name tables, safetensors, diffusers folders, checkpoints."""
