@@ -1,0 +1,1 @@
+"""Videos and captions: files, loaders, and the toy world."""
