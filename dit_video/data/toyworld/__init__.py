@@ -1,0 +1,1 @@
+"""Procedural, captioned shapes: the world that the weights on board know."""
