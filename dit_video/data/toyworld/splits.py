@@ -1,0 +1,115 @@
+"""What training never sees, defined once: combinations of words here, templates of captions in `captions`."""
+
+from typing import Any, Literal
+
+import numpy as np
+
+from dit_video.data.toyworld import scene as words
+from dit_video.data.toyworld.draw import make_scene
+from dit_video.data.toyworld.scene import Body, Scene
+
+# Every value stands in at most two pairs of a list, so training sees it in all its other pairs.
+COLOUR_SHAPE = frozenset(
+    {("green", "star"), ("purple", "square"), ("pink", "triangle"), ("orange", "ring"), ("white", "circle")}
+)  # 5 of 40
+SHAPE_MOTION = frozenset(
+    {("triangle", "bounces"), ("star", "circles"), ("ring", "grows"), ("square", "shrinks")}
+)  # 4 of the 33 that there are: a circle and a ring do not spin
+COLOUR_BACKGROUND = frozenset(
+    {
+        ("orange", "checkered"),
+        ("blue", "striped"),
+        ("green", "gradient"),
+        ("pink", "sky"),
+        ("purple", "grey"),
+        ("yellow", "black"),
+    }
+)  # 6 of 55: white on white is not made
+
+Split = Literal["train", "heldout", "any"]
+
+
+def is_heldout(scene: Scene) -> bool:
+    """Whether one of its objects has a combination that training never sees."""
+    return any(_heldout_body(body) or (body.colour, scene.background) in COLOUR_BACKGROUND for body in scene.bodies)
+
+
+def _heldout_body(body: Body) -> bool:
+    return (body.colour, body.shape) in COLOUR_SHAPE or (body.shape, body.motion) in SHAPE_MOTION
+
+
+def _pick(rng: np.random.Generator, options: Any, p: Any = None) -> Any:
+    if p is None:
+        return options[int(rng.integers(len(options)))]
+    return options[int(np.searchsorted(np.cumsum(p), rng.random() * sum(p), side="right"))]
+
+
+# Moves has eight directions, so it is drawn as often as three other motions.
+_MOTION_WEIGHT = [1, 3, 1, 1, 1, 1, 1]
+
+
+def _body_words(rng: np.random.Generator, plain: bool) -> dict[str, str]:
+    motion = _pick(rng, words.MOTIONS, _MOTION_WEIGHT)
+    shapes = [shape for shape in words.SHAPES if motion != "spins" or shape not in words.ROUND]
+    one = {"shape": _pick(rng, shapes), "colour": _pick(rng, words.COLOURS), "motion": motion}
+    if motion in words.HAS_DIRECTION:
+        one["direction"] = _pick(rng, words.DIRECTIONS)
+    if not plain:
+        one["size"] = _pick(rng, words.SIZES, [3, 4, 3])
+        if motion != "still":
+            one["speed"] = _pick(rng, words.SPEEDS, [3, 4, 3])
+        if one.get("speed") == "quickly" and motion == "moves" and "-" not in one["direction"] and rng.random() < 0.3:
+            one["edge"] = "wrap"
+    return one
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    split: Split = "train",
+    plain: float = 0.5,
+    two: float = 0.25,
+    height: int = 64,
+    width: int = 64,
+) -> Scene:
+    """A scene of the world, or of one side of the split.
+
+    plain: share of scenes that a plain prompt asks for (one medium object on a plain background, by day, before a static
+    camera, at middle speed). two: share of two objects among the others. Raises nothing; draws until the split has it.
+    """
+    while True:
+        scene = _sample(rng, rng.random() < plain, two, height, width, split)
+        if scene is not None:
+            return scene
+
+
+def _sample(rng: np.random.Generator, plain: bool, two: float, height: int, width: int, split: Split) -> Scene | None:
+    bodies = [_body_words(rng, plain)]
+    if not plain and rng.random() < two:
+        bodies.append(_body_words(rng, plain))
+        if bodies[0]["colour"] == bodies[1]["colour"]:
+            return None
+    background, light, camera = _pick(rng, words.PLAIN), "day", "static"
+    if not plain:
+        background = _pick(rng, words.BACKGROUNDS, [2, 2, 2, 2, 3, 4, 4])
+        light = _pick(rng, words.LIGHTS, [3, 1, 1])
+        if background in ("checkered", "striped") and rng.random() < 0.6:
+            camera = _pick(rng, words.CAMERAS[1:])
+        if background == "black":
+            light = "day"
+        if camera.startswith("zooms") and any(one["motion"] in ("grows", "shrinks") for one in bodies):
+            return None
+    if background == "white" and any(one["colour"] == "white" for one in bodies):
+        return None
+    if split != "any":
+        heldout = any(
+            (one["colour"], one["shape"]) in COLOUR_SHAPE
+            or (one["shape"], one["motion"]) in SHAPE_MOTION
+            or (one["colour"], background) in COLOUR_BACKGROUND
+            for one in bodies
+        )
+        if heldout != (split == "heldout"):
+            return None
+    second = bodies[1] if len(bodies) == 2 else None
+    return make_scene(
+        rng, second=second, background=background, light=light, camera=camera, height=height, width=width, **bodies[0]
+    )
