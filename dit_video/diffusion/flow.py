@@ -1,0 +1,111 @@
+"""Rectified flow: the path from data to noise, the time that training draws, and what a network's output means.
+
+`x_t = (1 - t) * data + t * noise`, t = 1 is noise, velocity = noise - data. Other projects' sigmas and timesteps are
+converted at the border. A position whose time is zero is known: it is data, stands still, and bears no loss.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from dit_video.core.errors import BadInput
+from dit_video.core.types import Latent, Time
+
+TimeField = Float[Array, "B T H W 1"]
+
+
+def warp(t, shift: float):
+    """Moves times towards noise for shift > 1: s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv 2403.03206, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """The straight path (Liu et al., arXiv 2209.03003) and the distribution of its times in training.
+
+    `shift` reaches training through `sample_time` and sampling through the schedule, so that both see one path.
+    `mean` and `std` belong to the logit-normal distribution, before the shift; a mean above 0 leans towards noise.
+    """
+
+    shift: float = 3.0
+    time: Literal["logit_normal", "uniform"] = "logit_normal"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0 or not self.std > 0:
+            raise BadInput(f"RectifiedFlow: shift={self.shift} and std={self.std} must be above zero.")
+        if self.time not in ("logit_normal", "uniform"):
+            raise BadInput(f"RectifiedFlow: time={self.time!r} is unknown. Use logit_normal or uniform.")
+
+    def warp(self, t):
+        return warp(t, self.shift)
+
+    def sample_time(self, key: PRNGKeyArray, n: int) -> Float[Array, "n"]:
+        """One time in (0, 1] a clip, as training draws it."""
+        if self.time == "uniform":
+            t = 1.0 - jax.random.uniform(key, (n,))
+        else:
+            t = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,)))
+        return self.warp(t)
+
+    def add_noise(self, data: Latent, noise: Latent, t: TimeField) -> Latent:
+        """x_t, with a time for each position: where it is zero, the data."""
+        return (1 - t) * data + t * noise
+
+    def velocity_target(self, data: Latent, noise: Latent) -> Latent:
+        """dx_t / dt, the same for all t."""
+        return noise - data
+
+
+def training_time(t: Float[Array, "B"], known: Bool[Array, "B T H W"]) -> Time:
+    """The time of a batch: `t` of its clip for what is unknown, zero for what is known."""
+    return Time(jnp.stack([t, jnp.zeros_like(t)], axis=1), known.astype(jnp.int32))
+
+
+def flow_loss(predicted: Latent, target: Latent, time: Time) -> Float[Array, ""]:
+    """Mean squared error over all positions of the batch, where known ones count as zero.
+
+    A weight depends on its own position's time alone. Nothing is divided by how much of a batch is unknown, so the
+    loss of a batch is the mean of the losses of its parts, whatever the mesh or the accumulation.
+    """
+    unknown = time.field(predicted.shape) > 0
+    error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32))
+    return jnp.mean(jnp.where(unknown, error, 0.0))
+
+
+class Output(Protocol):
+    """What a network's numbers mean."""
+
+    def velocity(self, output: Latent, x: Latent, time: Time) -> Latent: ...
+    def target(self, data: Latent, noise: Latent, x: Latent, time: Time) -> Latent: ...
+
+
+@dataclass(frozen=True)
+class VelocityOutput:
+    """The network gives the velocity itself."""
+
+    def velocity(self, output: Latent, x: Latent, time: Time) -> Latent:
+        return output
+
+    def target(self, data: Latent, noise: Latent, x: Latent, time: Time) -> Latent:
+        return noise - data
+
+
+@dataclass(frozen=True)
+class DataOutput:
+    """The network gives the data; v = (x - data) / max(t, min_t), the target clamped alike (JiT, arXiv 2511.13720).
+
+    For large pixel patches, whose velocity has more numbers than the model is wide.
+    """
+
+    min_t: float = 0.05
+
+    def velocity(self, output: Latent, x: Latent, time: Time) -> Latent:
+        return (x - output) / jnp.maximum(time.field(x.shape), self.min_t)
+
+    def target(self, data: Latent, noise: Latent, x: Latent, time: Time) -> Latent:
+        return (x - data) / jnp.maximum(time.field(x.shape), self.min_t)

@@ -1,0 +1,102 @@
+"""Guidance: two velocities in, one out. A *pair* gives the velocities with and without the prompt.
+
+    velocity = guided(in_one_batch(network), scale=5.0)
+
+The scale is a number inside the compiled step, not a constant of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dit_video.core.types import Latent, Time
+
+Velocity = Callable[[Latent, Time, Any], tuple[Latent, Any]]  # (x, t, memory) -> (dx/dt, memory)
+Pair = Callable[[Latent, Time, Any], tuple[tuple[Latent, Latent], Any]]  # with the prompt, without it
+Combine = Callable[[Latent, Latent, Any], Latent]  # (with, without, scale) -> velocity
+
+
+def in_turn(prompted: Velocity, unprompted: Velocity) -> Pair:
+    """Two evaluations, one after the other: half the memory. The memory is a pair of memories."""
+
+    def pair(x, t, memory):
+        first, second = memory or ((), ())
+        v, first = prompted(x, t, first)
+        u, second = unprompted(x, t, second)
+        return (v, u), ((first, second) if memory else memory)
+
+    return pair
+
+
+def in_one_batch(both: Velocity) -> Pair:
+    """One evaluation of twice the batch: `both` has the prompts in its first half and the negative ones in its second."""
+
+    def pair(x, t, memory):
+        index = None if t.index is None else jnp.concatenate([t.index, t.index])
+        twice = Time(jnp.concatenate([t.values, t.values]), index)
+        v, memory = both(jnp.concatenate([x, x]), twice, memory)
+        return (v[: len(x)], v[len(x) :]), memory
+
+    return pair
+
+
+def cfg(v: Latent, u: Latent, scale) -> Latent:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6): u + scale (v - u)."""
+    return u + scale * (v - u)
+
+
+def _per_clip(function, *arrays: Latent) -> Float[Array, "B 1 1 1 1"]:
+    return jnp.expand_dims(function(*(a.astype(jnp.float32).reshape(len(a), -1) for a in arrays)), (1, 2, 3, 4))
+
+
+def cfg_zero_star(v: Latent, u: Latent, scale) -> Latent:
+    """CFG-Zero* (Fan et al. 2025, arXiv 2503.18886, eq. 7): the unprompted velocity first scaled to fit the prompted
+    one, s = <v, u> / |u|^2 a clip. Standing still in the first moments is `zero_start`."""
+    s = _per_clip(lambda v, u: jnp.sum(v * u, -1) / (jnp.sum(u * u, -1) + 1e-8), v, u)
+    return s * u + scale * (v - s * u)
+
+
+def rescaled(combine: Combine, amount: float) -> Combine:
+    """Pulls the guided velocity's standard deviation back towards the prompted one's, a clip, by `amount` in 0..1
+    (Lin et al. 2023, arXiv 2305.08891, eq. 15-16). Guards against over-exposure at high scales."""
+
+    def rescale(v, u, scale):
+        guided_v = combine(v, u, scale)
+        ratio = _per_clip(lambda v, g: jnp.std(v, -1) / (jnp.std(g, -1) + 1e-8), v, guided_v)
+        return amount * guided_v * ratio + (1 - amount) * guided_v
+
+    return rescale
+
+
+def guided(pair: Pair, scale, combine: Combine = cfg) -> Velocity:
+    """One velocity of a pair."""
+
+    def velocity(x, t, memory):
+        (v, u), memory = pair(x, t, memory)
+        return combine(v, u, scale), memory
+
+    return velocity
+
+
+def within(inside: Velocity, outside: Velocity, low: float, high: float) -> Velocity:
+    """`inside` while low < t <= high, `outside` otherwise: guidance in an interval (Kynkaanniemi et al. 2024, arXiv
+    2404.07724), where outside it only the prompted velocity is evaluated. Both must keep the same memory."""
+
+    def velocity(x, t, memory):
+        now = jnp.max(t.values)  # all clips of a sampling run share their time; known positions have zero
+        return jax.lax.cond((now > low) & (now <= high), inside, outside, x, t, memory)
+
+    return velocity
+
+
+def zero_start(velocity: Velocity, above: float) -> Velocity:
+    """Stands still while t > above: the zero-init of CFG-Zero*, for models that are untrained at pure noise."""
+
+    def still(x, t, memory):
+        v, memory = velocity(x, t, memory)
+        return jnp.where(jnp.max(t.values) > above, 0.0, v), memory
+
+    return still
