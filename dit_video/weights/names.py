@@ -137,8 +137,8 @@ def _places(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Pl
         one_layer = np.broadcast_to(np.int8(0), shape[axes:])  # no memory behind it: only its shape is wanted
         try:
             foreign_shape = row.to_foreign(one_layer).shape
-        except Exception as error:
-            raise DitVideoError(f"the row of `{path}` {tuple(shape)} has a layout that does not fit: {error}") from error
+        except Exception as error:  # einops has its own kinds
+            raise DitVideoError(f"the row of `{path}` {tuple(shape)} does not take its layout: {error}") from None
         for at in np.ndindex(*shape[:axes]):
             filled = numbers | dict(zip(row.stacked, at, strict=True))
             names = tuple(_fill(name, filled) for name in (row.foreign, *row.also))
@@ -157,7 +157,10 @@ def _grouped(lines: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def check(
-    table: Table, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], source: str = "checkpoint"
+    table: Table,
+    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: str = "checkpoint",
 ) -> list[tuple[str, _Place]]:
     """What to read, as (foreign name, its place), if the tensors `found` are just those that `shapes` want.
 

@@ -1,0 +1,1 @@
+"""Networks: the denoiser, the video autoencoder, the text encoder and its tokenizer."""

@@ -1,0 +1,133 @@
+"""The text encoder: padding, position, length; and the numbers of transformers' UMT5."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit_video.models.text import TextConfig, TextEncoder, distance_buckets, relative_buckets
+from dit_video.weights.names import flatten, to_foreign, to_ours, unflatten
+from dit_video.weights.names_text import TEXT
+
+SMALL = TextConfig(vocab=60, width=24, heads=3, head_dim=16, ffn_dim=40, depth=2)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return TextEncoder(SMALL, rngs=nnx.Rngs(0))
+
+
+def encode(encoder, ids, length):
+    return nnx.jit(lambda m, i, n: m(i, n))(encoder, jnp.asarray(ids), jnp.asarray(length))
+
+
+def test_rows_past_the_length_are_zero_and_padding_changes_nothing(encoder):
+    ids = np.array([[5, 9, 13, 1, 0, 0, 0, 0], [7, 1, 0, 0, 0, 0, 0, 0]])
+    text = encode(encoder, ids, [4, 2])
+    assert text.rows.shape == (2, 8, 24)
+    assert np.all(text.rows[0, 4:] == 0)
+    assert np.all(text.rows[1, 2:] == 0)
+    alone = encode(encoder, ids[1:, :2], [2])
+    np.testing.assert_allclose(text.rows[1, :2], alone.rows[0], atol=1e-5)
+    other_pad = np.where(np.arange(8) < np.array([[4], [2]]), ids, 33)  # what stands in the padding is not looked at
+    np.testing.assert_allclose(encode(encoder, other_pad, [4, 2]).rows, text.rows, atol=1e-6)
+
+
+def test_order_matters_and_rows_have_unit_size(encoder):
+    one, other = encode(encoder, [[5, 9, 13, 1], [9, 5, 13, 1]], [4, 4]).rows
+    assert np.abs(one[2] - other[2]).max() > 1e-3  # the same word, after the same words in another order
+    np.testing.assert_allclose(np.mean(np.square(one), -1), 1, rtol=1e-2)
+
+
+def test_at_the_start_a_row_is_mostly_its_own_word(encoder):
+    rows = encode(encoder, [[5, 9, 13, 1], [5, 20, 21, 22]], [4, 4]).rows
+    cosine = lambda a, b: float(jnp.sum(a * b) / jnp.linalg.norm(a) / jnp.linalg.norm(b))  # noqa: E731
+    assert cosine(rows[0, 0], rows[1, 0]) > 0.5  # the same word among others
+    assert cosine(rows[0, 0], rows[0, 1]) < 0.6  # another word in the same sentence
+
+
+def test_buckets_are_exact_near_and_logarithmic_far():
+    near = distance_buckets(16, 128)
+    assert near[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert near[128] == 15
+    assert np.all(np.diff(near) >= 0)
+    table = np.asarray(relative_buckets(300, 32, 128))
+    assert table[0, 0] == 0
+    assert table[0, 1] == 17  # to the right: the upper half
+    assert table[1, 0] == 1
+    assert table[0, 299] == 31
+    assert table[299, 0] == 15
+
+
+def test_every_weight_names_its_axes_and_gets_a_gradient(encoder):
+    graph, params = nnx.split(encoder, nnx.Param)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(nnx.merge(graph, params)(jnp.array([[5, 9, 13, 1]]), jnp.array([4])).rows))
+
+    for path, grad in flatten(nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))).items():
+        assert np.abs(grad).max() > 0, path
+    for path, variable in nnx.to_flat_state(params):
+        axes = variable.get_metadata()["axes"]
+        leading = 1 if path[0] == "blocks" else 0
+        assert len(axes) + leading == variable.get_value().ndim, path
+
+
+def test_compute_dtype_leaves_the_weights_in_float32():
+    encoder = TextEncoder(TextConfig(**{**SMALL.__dict__, "dtype": "bfloat16"}), rngs=nnx.Rngs(0))
+    assert encode(encoder, [[5, 1]], [2]).rows.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder, nnx.Param))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_same_numbers_as_transformers(seed):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    theirs = transformers.UMT5EncoderModel(
+        transformers.UMT5Config(
+            vocab_size=60,
+            d_model=24,
+            d_kv=16,
+            d_ff=40,
+            num_layers=2,
+            num_heads=3,
+            feed_forward_proj="gated-gelu",
+            layer_norm_epsilon=1e-6,
+        )
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # away from the initial values, norms and biases too
+            parameter.copy_(torch.randn_like(parameter) * parameter.std().clamp(min=0.3))
+    graph, state = nnx.split(TextEncoder(SMALL, rngs=nnx.Rngs(0)))
+    shapes = {path: leaf.shape for path, leaf in flatten(nnx.to_pure_dict(state)).items()}
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    ours = to_ours(TEXT, tensors, shapes)
+    nnx.replace_by_pure_dict(state, unflatten(ours))
+
+    ids = np.random.default_rng(seed).integers(3, 60, (3, 160))
+    length = np.array([160, 31, 1])
+    mask = np.arange(160) < length[:, None]
+    ids = np.where(mask, ids, 0)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(int))).last_hidden_state.numpy()
+    rows = nnx.merge(graph, state)(jnp.asarray(ids), jnp.asarray(length)).rows
+    np.testing.assert_allclose(rows, np.where(mask[..., None], expected, 0), atol=1e-4)
+
+    back = to_foreign(TEXT, ours)
+    for name, tensor in back.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+
+
+@pytest.mark.parity
+def test_the_buckets_of_transformers():
+    torch = pytest.importorskip("torch")
+    modeling = pytest.importorskip("transformers.models.umt5.modeling_umt5")
+    configuration = pytest.importorskip("transformers").UMT5Config(d_model=8, num_heads=1, d_kv=8)
+    attention = modeling.UMT5Attention(configuration, has_relative_attention_bias=True)
+    offset = torch.arange(600)[None, :] - torch.arange(600)[:, None]
+    np.testing.assert_array_equal(
+        np.asarray(relative_buckets(600, 32, 128)), attention._relative_position_bucket(offset).numpy()
+    )
