@@ -29,10 +29,10 @@ _NORMALS = np.radians([_LINES.get(shape, _LINES["square"])[0] for shape in words
 _OFFSETS = np.float32([_LINES.get(shape, _LINES["square"])[1] for shape in words.SHAPES])
 _CIRCLE, _STAR, _RING = (words.SHAPES.index(shape) for shape in ("circle", "star", "ring"))
 
-_PERIOD = np.float32([1.0, 1.0, 0.42, 0.34])  # of plain, gradient, checkered, striped, in units of min(height, width)
+PERIOD = np.float32([1.0, 1.0, 0.42, 0.34])  # of plain, gradient, checkered, striped, in units of min(height, width)
 # Of day, golden hour, night: the tint, how much darker the corners are, how much lighter the left is than the right.
-_TINT = np.float32([[1.0, 1.0, 1.0], [1.10, 0.90, 0.66], [0.40, 0.47, 0.66]])
-_VIGNETTE, _SIDE = np.float32([0.0, 0.0, 0.50]), np.float32([0.0, 0.30, 0.0])
+TINT = np.float32([[1.0, 1.0, 1.0], [1.08, 0.94, 0.72], [0.50, 0.57, 0.76]])
+VIGNETTE, SIDE = np.float32([0.0, 0.0, 0.40]), np.float32([0.0, 0.18, 0.0])
 
 
 def frame_times(frames: int, fps: float = words.FPS) -> Float[np.ndarray, " T"]:
@@ -53,14 +53,12 @@ def _lines(shape: Array, radius: Array, angle: Array) -> _Lines:
     return _Lines(jnp.cos(normals), jnp.sin(normals), jnp.asarray(_OFFSETS)[shape][:, None] * radius)
 
 
-def _distance(shape: Array, radius: Array, lines: _Lines, x: Array, y: Array) -> Array:
-    """Signed distance in pixels, negative inside. x, y: from the centre. All that varies in time ends in (T, 1, 1)."""
-    largest = second = jnp.float32(-1e9)
-    for k in range(5):
-        d = lines.x[k][:, None, None] * x + lines.y[k][:, None, None] * y - lines.offset[k][:, None, None]
+def _distance(shape: Array, radius: Array, along: list[Array], away: Array) -> Array:
+    """Signed distance in pixels, negative inside. along: distances (T, H, W) to the five lines; away: to the centre."""
+    largest, second = along[0], jnp.float32(-1e9)
+    for d in along[1:]:
         second = jnp.maximum(second, jnp.minimum(largest, d))
         largest = jnp.maximum(largest, d)
-    away = jnp.sqrt(x * x + y * y)
     ring = jnp.abs(away - words.RING[0] * radius) - words.RING[1] * radius
     polygon = jnp.where(shape == _STAR, second, largest)
     return jnp.where(shape == _CIRCLE, away - radius, jnp.where(shape == _RING, ring, polygon))
@@ -76,13 +74,14 @@ def _background(scene: SceneArrays, times: Array, x: Array, y: Array, height: in
     """Share of the second tone, (T, H, W); the pattern stands still in the world, a gradient on the screen."""
     m, middle_x, middle_y = float(min(height, width)), width / 2, height / 2
     zoom, right, down = (a[:, None, None] for a in view(scene.camera, times, height, width, jnp))
-    period = jnp.asarray(_PERIOD)[scene.pattern] * m
+    period = jnp.asarray(PERIOD)[scene.pattern] * m
     world_x, world_y = (x - middle_x) / zoom + right, (y - middle_y) / zoom + down
     cos, sin, offset = jnp.cos(scene.stripe[0]), jnp.sin(scene.stripe[0]), scene.stripe[1]
 
     def edges(u: Array) -> Array:
         """A square wave of -1 and 1, smooth over a pixel."""
-        return 2 * jnp.clip((0.25 - jnp.abs((u / period + offset) % 1.0 - 0.5)) * period * zoom, -0.5, 0.5)
+        u = u / period + offset
+        return 2 * jnp.clip((0.25 - jnp.abs(u - jnp.floor(u) - 0.5)) * (period * zoom), -0.5, 0.5)
 
     across = edges(world_x * cos + world_y * sin)
     checkered = across * edges(world_y * cos - world_x * sin)
@@ -97,9 +96,13 @@ def _body(scene: SceneArrays, track: Track, i: int, x: Array, y: Array) -> tuple
     radius = jnp.maximum(track.radius[i], 1e-3)
     lines = _lines(shape, radius, track.angle[i])
     x, y, r = x - track.x[i][:, None, None], y - track.y[i][:, None, None], radius[:, None, None]
-    d = _distance(shape, r, lines, x, y)
+    normals = [(lines.x[k][:, None, None], lines.y[k][:, None, None]) for k in range(5)]
+    along = [nx * x + (ny * y - lines.offset[k][:, None, None]) for k, (nx, ny) in enumerate(normals)]
+    d = _distance(shape, r, along, jnp.sqrt(x * x + y * y))
     cover = jnp.where(present, _smooth(0.5 - d / 1.3), 0.0)
-    cast = _distance(shape, r, lines, x - 0.14 * r, y - 0.20 * r)
+    right, down = 0.14 * r, 0.20 * r
+    along = [d - (nx * right + ny * down) for d, (nx, ny) in zip(along, normals, strict=True)]
+    cast = _distance(shape, r, along, jnp.sqrt((x - right) ** 2 + (y - down) ** 2))
     shadow = jnp.where(present, 0.30 * _smooth(0.5 - cast / (0.5 * r)), 0.0)
     u, v = x / r, y / r
     shade = (0.98 - 0.06 * u - 0.10 * v) * (0.78 + 0.22 * _smooth(0.5 - d / (0.22 * r)))
@@ -116,9 +119,9 @@ def render_at(scene: SceneArrays, times: Float[Array, " T"], height: int, width:
     share = _background(scene, times, x, y, height, width)
     bodies = [_body(scene, track, i, x, y) for i in range(2)]
     u, v = x / width - 0.5, y / height - 0.5
-    vignette, side = jnp.asarray(_VIGNETTE)[scene.light], jnp.asarray(_SIDE)[scene.light]
+    vignette, side = jnp.asarray(VIGNETTE)[scene.light], jnp.asarray(SIDE)[scene.light]
     exposure = (1 - vignette * 2 * (u * u + v * v)) * (1 - side * (u + 0.5))
-    tint = jnp.asarray(_TINT)[scene.light]
+    tint = jnp.asarray(TINT)[scene.light]
 
     def channel(c: int) -> Array:
         colour = scene.tones[0, c] + (scene.tones[1, c] - scene.tones[0, c]) * share
