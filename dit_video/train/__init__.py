@@ -1,0 +1,1 @@
+"""Training: objectives, the pure step, and the loop around it."""

@@ -1,0 +1,227 @@
+"""The denoiser's objective: regress the velocity of the unknown positions; the text encoder learns along."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dit_video.core.errors import BadInput
+from dit_video.core.log import log
+from dit_video.core.mesh import Rules
+from dit_video.data.loader import Reader
+from dit_video.data.pool import Pool, PoolStream
+from dit_video.diffusion.flow import RectifiedFlow, flow_loss, training_time
+from dit_video.models.dit import DiT, DiTConfig
+from dit_video.models.text import TextConfig, TextEncoder
+from dit_video.models.tokenizer import Tokenizer
+from dit_video.models.vae import VAE, VAEConfig
+from dit_video.train.conditions import Batch, Conditions, Samples, assemble
+from dit_video.train.experiment import Experiment
+from dit_video.weights.checkpoints import Run, load_any, load_vae
+from dit_video.weights.model import Defaults, Model
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Latent frames that a batch is cut to, and the share of batches that are. 5 slots are 17 frames; 1 is a still."""
+
+    slots: int = 5
+    share: float = 1.0
+
+
+class Base(NamedTuple):
+    """What the denoiser stands on and does not learn."""
+
+    vae: VAEConfig
+    vae_params: Any
+    tokenizer: Tokenizer
+    start: Model | None  # `--init`
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """Joint training of the denoiser and the text encoder on latents of a frozen VAE.
+
+    `dit` and `text` may be left out (None) when the run starts from a model: theirs are taken.
+    """
+
+    dit: DiTConfig | None = None
+    text: TextConfig | None = None
+    path: RectifiedFlow = RectifiedFlow()
+    conditions: Conditions = Conditions()
+    crops: tuple[Crop, ...] = (Crop(5, 0.75), Crop(9, 0.15), Crop(1, 0.10))
+    pool: Pool = Pool()
+    tokens: int = 48  # rows of text in training; longer captions are cut, and said
+    tokenizer_captions: int = 20_000  # captions that a new tokenizer is trained on
+    defaults: Defaults = Defaults()  # size, steps and guidance that the model is sampled with
+
+    def resolve(self, experiment: Experiment, run: Run) -> tuple["Denoise", Base]:
+        """The objective with its sizes filled in, and the VAE and the tokenizer.
+
+        A run that exists brings its own; a new one takes those of `experiment.vae` and `experiment.init` (else the
+        weights on board, and a tokenizer trained on the captions) and keeps a copy. Raises `BadInput` when sizes do not
+        fit one another.
+        """
+        start = load_any(experiment.init) if experiment.init and not run.has_base() else None
+        if run.has_base():
+            config, params, tokenizer = run.load_base()
+        else:
+            if experiment.vae or start is None:
+                config, params = load_vae(experiment.vae)
+            else:
+                config, params = start.vae, start.params["vae"]
+            tokenizer = start.tokenizer if start else self._tokenizer(experiment, run)
+            run.save_base(config, params, tokenizer)
+        dit, text = self.dit or (start and start.dit), self.text or (start and start.text)
+        dit, text = dit or run.resolved("dit"), text or run.resolved("text")
+        if dit is None or text is None:
+            raise BadInput("objective.dit and objective.text are empty and there is no --init MODEL to take them from")
+        if dit.text_dim != text.width:
+            raise BadInput(
+                f"dit.text_dim={dit.text_dim}, but the text encoder's width is {text.width}: they must agree"
+            )
+        if dit.in_channels != config.z or dit.out_channels != config.z:
+            raise BadInput(
+                f"dit.in_channels={dit.in_channels}, out_channels={dit.out_channels}, but the VAE has {config.z}"
+            )
+        if not any(c.share > 0 for c in self.crops):
+            raise BadInput("objective.crops: one share must be positive")
+        return replace(self, dit=dit, text=text), Base(config, params, tokenizer, start, experiment.prompts)
+
+    def _tokenizer(self, experiment: Experiment, run: Run) -> Tokenizer:
+        assert self.text is not None, "without --init the text encoder's sizes are given"
+        captions = experiment.data.open(experiment.buckets).captions(self.tokenizer_captions)
+        log.info("training a tokenizer of %d pieces on %d captions", self.text.vocab, len(captions))
+        return Tokenizer.train(captions, self.text.vocab, run.path / "tokenizer")
+
+    def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        return {"dit": DiT(self.dit, rules, rngs=rngs), "text": TextEncoder(self.text, rules, rngs=rngs)}
+
+    def initial(self, base: Base) -> dict[str, Any] | None:
+        """The weights of `--init`."""
+        return base.start and {name: base.start.params[name] for name in ("dit", "text")}
+
+    def loss(
+        self, modules: dict[str, Any], batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Flow matching with a time per position (known ones have time zero and bear no loss)."""
+        time_key, noise_key = jax.random.split(key)
+        data = batch.latents.astype(jnp.float32)
+        noise = jax.random.normal(noise_key, data.shape)
+        time = training_time(self.path.sample_time(time_key, len(data)), batch.known)
+        x = self.path.add_noise(data, noise, time.field(data.shape))
+        text = modules["text"](batch.ids, batch.length)
+        velocity = modules["dit"](x, time, text, batch.extra)
+        return flow_loss(velocity, self.path.velocity_target(data, noise), time), {}
+
+    def stream(self, experiment: Experiment, base: Base, held_out: bool) -> "LatentStream":
+        reader = experiment.data.open(experiment.buckets, held_out)
+        return LatentStream(self, experiment, base, reader, held_out)
+
+    def model(self, params: dict[str, Any], base: Base) -> Model:
+        """What is sampled from and what leaves."""
+        return Model(
+            dit=self.dit,
+            vae=base.vae,
+            text=self.text,
+            params={"dit": params["dit"], "vae": base.vae_params, "text": params["text"]},
+            tokenizer=base.tokenizer,
+            scheduler=scheduler(self.path),
+            defaults=self.defaults,
+        )
+
+
+def scheduler(path: RectifiedFlow) -> dict[str, Any]:
+    """`scheduler_config.json` of a flow with this path's shift."""
+    return {
+        "_class_name": "UniPCMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": path.shift,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "final_sigmas_type": "zero",
+    }
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def encode_clips(
+    graph: nnx.GraphDef, params: Any, arrays: Any, bucket: int, reader: Reader, numbers: Any
+) -> tuple[Any, Any]:
+    """Normalised latents of whole clips, and of the frames `numbers` (n, P), each encoded alone.
+
+    The VAE's weights are an argument, not constants of the program.
+    """
+    vae = nnx.merge(graph, params)
+    frames = reader.frames(arrays, bucket)
+    latents = vae.normalize(vae.encode(frames)[0])
+    n, pictures = numbers.shape
+    if pictures == 0:
+        return latents, jnp.zeros((n, 0, *latents.shape[2:]), latents.dtype)
+    alone = jnp.take_along_axis(frames, numbers[:, :, None, None, None], axis=1)
+    alone = alone.reshape(n * pictures, 1, *frames.shape[2:])
+    encoded = vae.normalize(vae.encode(alone)[0])
+    return latents, encoded.reshape(n, pictures, *latents.shape[2:])
+
+
+class LatentStream:
+    """Batches for the denoiser: clips of a pool, cut and conditioned. State: that of the pool."""
+
+    def __init__(self, objective: Denoise, experiment: Experiment, base: Base, reader: Reader, held_out: bool):
+        self.objective, self.base, self.reader = objective, base, reader
+        process, processes = jax.process_index(), jax.process_count()
+        self.graph = nnx.split(nnx.eval_shape(lambda: VAE(base.vae, rngs=nnx.Rngs(0))), nnx.Param)[0]
+        # Encoding runs on this process's first device: a pool belongs to its process.
+        self.params = jax.device_put(base.vae_params, jax.local_devices()[0])
+        self.eos = int(base.tokenizer.encode([""]).ids[0, 0])
+        self.said: set[str] = set()
+        pool, mix = objective.pool, objective.conditions
+        if held_out:  # just enough, each clip once, every caption shown
+            pool = replace(pool, clips=experiment.batch * experiment.eval_batches, reuse=1.0)
+            mix = replace(mix, drop_caption=0.0)
+        self.mix, self.held_out = mix, held_out
+        self.pool = PoolStream(
+            reader, self._encode, self._tokenize, pool, experiment.batch // processes,
+            experiment.seed, process, processes, log.debug,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        return self.pool.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.pool.restore(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        bucket, clips, rng = next(self.pool)
+        frames = self.reader.buckets[bucket].frames
+        crops = self.objective.crops[:1] if self.held_out else self.objective.crops
+        shares = np.array([c.share for c in crops]) if len(crops) > 1 else np.ones(1)
+        slots = crops[int(rng.choice(len(crops), p=shares / shares.sum()))].slots
+        slots = min(slots, 1 + (frames - 1) // self.base.vae.stride)
+        samples = Samples(clips.latents, clips.pictures, clips.picture_frames, clips.ids, clips.length)
+        return assemble(samples, rng, self.mix, slots, self.eos)
+
+    def _encode(self, arrays: Any, bucket: int, numbers: np.ndarray) -> tuple[Any, Any]:
+        return encode_clips(self.graph, self.params, arrays, bucket, self.reader, numbers)
+
+    def _tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        tokens = self.base.tokenizer.encode(captions, max_length=self.objective.tokens)
+        cut = [d for d in tokens.dropped if d]
+        if cut and "cut" not in self.said:
+            self.said.add("cut")
+            log.warning("captions longer than %d pieces are cut; the first loses %r", self.objective.tokens, cut[0])
+        ids = np.zeros((len(captions), self.objective.tokens), np.int32)
+        width = min(tokens.ids.shape[1], self.objective.tokens)
+        ids[:, :width] = tokens.ids[:, :width]
+        return ids, tokens.length.astype(np.int32)

@@ -1,0 +1,99 @@
+"""An experiment: everything that defines a run, as one frozen constant that is stored beside its checkpoints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dit_video.core.mesh import MeshShape, Rules
+from dit_video.data.buckets import Bucket
+from dit_video.data.loader import Source
+from dit_video.train.optim import Optimizer
+
+
+class Stream(Protocol):
+    """Batches for ever. `state` is small plain data from which `restore` goes on with the very same batches."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __next__(self) -> Any: ...  # a pytree of NumPy arrays: this process's part of the batch
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Objective(Protocol):
+    """What is learnt: a frozen dataclass of its own settings, without arrays (`Denoise`, `Reconstruct`)."""
+
+    def resolve(self, experiment: "Experiment", run: Any) -> tuple["Objective", Any]:
+        """Fills in what the settings leave open, and loads or makes what the run stands on but does not learn
+        (its frozen VAE, its tokenizer). `run` is a `weights.checkpoints.Run`. Returns the objective and the base."""
+        ...
+
+    def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        """What is trained, under the names that `Model.params` has."""
+        ...
+
+    def loss(self, modules: dict[str, Any], batch: Any, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Scalar loss in float32 and scalar metrics; pure, traced inside the step."""
+        ...
+
+    def stream(self, experiment: "Experiment", base: Any, held_out: bool) -> Stream:
+        """The batches of this process, `experiment.batch / process_count` clips each."""
+        ...
+
+    def initial(self, base: Any) -> dict[str, Any] | None:
+        """Parameters to start from instead of random ones (`--init`), or None."""
+        ...
+
+    def model(self, params: dict[str, Any], base: Any) -> Any:
+        """A `weights.model.Model` with these parameters: what is sampled from and what leaves."""
+        ...
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run. `EXPERIMENT` in a file of `experiments/` is one of these; a command line overrides any field of it."""
+
+    objective: Objective
+    data: Source
+    buckets: tuple[Bucket, ...] = (Bucket(33, 64, 64),)
+    optimizer: Optimizer = Optimizer()
+    steps: int = 1000
+    batch: int = 32  # clips a step, over all devices
+    accumulate: int = 1  # the batch is run in so many parts, one after the other
+    seed: int = 0
+    ema: tuple[float, ...] = (0.99, 0.999)  # decays of the averaged weights; which to use is chosen after
+    init: str | None = None  # a model or a run whose weights this one starts from, with a fresh optimizer; "board" too
+    vae: str | None = None  # a model or a run whose VAE the denoiser is trained against; None: that of `init`
+    checkpoint_every: int = 500
+    keep: int = 3  # checkpoints that stay; at least two, so that there is one to fall back to
+    eval_every: int = 250  # held-out loss
+    eval_batches: int = 4
+    sample_every: int = 500  # 0: never
+    prompts: tuple[str, ...] = ()  # what the samples show
+    log_every: int = 20
+    mesh: MeshShape = MeshShape()
+    rules: Rules = Rules()
+
+    def check(self) -> "Experiment":
+        """Raises `BadInput` for numbers that cannot be right, naming the field."""
+        from dit_video.core.errors import BadInput
+
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.batch % self.accumulate:
+            raise BadInput(f"batch={self.batch} does not divide into accumulate={self.accumulate} equal parts")
+        if self.keep < 2:
+            raise BadInput(f"keep={self.keep}: at least 2, so that a broken checkpoint has one before it")
+        if self.batch % jax.process_count():
+            raise BadInput(f"batch={self.batch} does not divide over {jax.process_count()} processes")
+        if not self.ema or any(not 0 <= d < 1 for d in self.ema):
+            raise BadInput(f"ema={self.ema}: decays lie in [0, 1), and there is at least one")
+        if not self.buckets:
+            raise BadInput("buckets: at least one is needed")
+        for bucket in self.buckets:
+            bucket.check()
+        return self

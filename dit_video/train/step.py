@@ -1,0 +1,206 @@
+"""One pure training step, and where its state lies on a mesh."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dit_video.core.errors import BadInput
+from dit_video.core.mesh import Rules, batch_sharding, shardings
+
+Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that changes. Donated to the step."""
+
+    step: Int[Array, ""]
+    params: Any  # {"dit": ..., "text": ...}: nested dicts of float32 arrays
+    ema: tuple[Any, ...]  # one tree like `params` for each decay
+    opt: optax.OptState
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The modules of an objective without their arrays."""
+
+    graphs: dict[str, nnx.GraphDef]
+    abstract: dict[str, nnx.State]  # shapes, and metadata `axes`
+
+    def modules(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The modules with these parameters."""
+        return {name: nnx.merge(graph, params[name]) for name, graph in self.graphs.items()}
+
+    def shardings(self, mesh: Mesh, rules: Rules) -> dict[str, Any]:
+        """A NamedSharding for every parameter."""
+        return {name: shardings(state, mesh, rules) for name, state in self.abstract.items()}
+
+
+def trained(objective: Any, rules: Rules) -> Trained:
+    """Builds the modules of an objective without a single array."""
+
+    def build() -> dict[str, nnx.Module]:
+        return objective.modules(rules, nnx.Rngs(0))
+
+    modules = nnx.eval_shape(build)
+    parts = {name: nnx.split(module, nnx.Param) for name, module in modules.items()}
+    return Trained({n: graph for n, (graph, _) in parts.items()}, {n: state for n, (_, state) in parts.items()})
+
+
+def initial_params(objective: Any, rules: Rules, seed: int) -> dict[str, Any]:
+    """Random parameters, a pure function of the seed; call it inside `jax.jit`."""
+    modules = objective.modules(rules, nnx.Rngs(seed))
+    return {name: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in modules.items()}
+
+
+def loss_of(objective: Any, parts: Trained) -> Loss:
+    """loss(params, batch, key) of an objective."""
+    return lambda params, batch, key: objective.loss(parts.modules(params), batch, key)
+
+
+def gradients(loss: Loss, accumulate: int = 1) -> Callable[[Any, Any, PRNGKeyArray], tuple[Any, Any]]:
+    """(params, batch, key) -> ((loss, metrics), gradients), the batch run in `accumulate` parts one after the other.
+
+    The mean over parts: right for losses that are means over the clips of a batch. Each part has its own key.
+    """
+    whole = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        return whole
+
+    def in_parts(params: Any, batch: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
+        # Part i takes every `accumulate`-th clip, so on a mesh every part is spread over all devices as the batch was.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+
+        def one(total: Any, xs: tuple[Any, Array]) -> tuple[Any, None]:
+            part, i = xs
+            return jax.tree.map(jnp.add, total, whole(params, part, jax.random.fold_in(key, i))), None
+
+        shapes = jax.eval_shape(whole, params, jax.tree.map(lambda x: x[0], parts), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(one, zeros, (parts, jnp.arange(accumulate)))
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    return in_parts
+
+
+def ema_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
+    """Decay at a step: short at first, so that an average of few steps does not remember the random start."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, decays: tuple[float, ...], accumulate: int = 1
+) -> Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
+    """step(state, batch, key) -> (state, metrics). Pure; the key is folded with the step, so that a checkpoint and the
+    seed replay any step. A step whose gradient is not finite changes nothing but the counter, and says `skipped` = 1."""
+
+    def step(state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(key, state.step)
+        (value, metrics), grads = gradients(loss, accumulate)(state.params, batch, key)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = tuple(
+            jax.tree.map(lambda old, new, d=ema_decay(decay, state.step): d * old + (1 - d) * new, average, params)
+            for decay, average in zip(decays, state.ema, strict=True)
+        )
+        new = replace(state, params=params, ema=ema, opt=opt)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        metrics = {**metrics, "loss": value, "grad_norm": norm, "skipped": 1.0 - finite}
+        return replace(new, step=state.step + 1), metrics
+
+    return step
+
+
+def state_shardings(state: TrainState, params: Any, mesh: Mesh) -> TrainState:
+    """Where everything lies: averages and moments beside their parameters, the rest on every device.
+
+    state: shapes of the whole state. params: shardings of the parameters. What belongs to a parameter is told by its
+    path, which ends with that of the parameter.
+    """
+    where = {_names(path): s for path, s in jax.tree_util.tree_flatten_with_path(params)[0]}
+    shapes = {_names(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = _names(path)
+        for start in range(len(names)):
+            if names[start:] in where and shapes[names[start:]] == leaf.shape:
+                return where[names[start:]]
+        return NamedSharding(mesh, P())
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def initial_state(
+    objective: Any,
+    parts: Trained,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Rules,
+    *,
+    seed: int,
+    decays: tuple[float, ...],
+    start: dict[str, Any] | None = None,
+) -> tuple[TrainState, TrainState]:
+    """The state at step 0, laid out on the mesh, and its shardings. `start`: parameters to begin with, on the host.
+
+    Raises `BadInput` when `start` has other names or shapes than the objective's modules.
+    """
+
+    def make(params: Any) -> TrainState:
+        ema = tuple(jax.tree.map(jnp.copy, params) for _ in decays)
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+    random = lambda: initial_params(objective, rules, seed)  # noqa: E731
+    shapes = jax.eval_shape(lambda: make(random()))
+    where = state_shardings(shapes, parts.shardings(mesh, rules), mesh)
+    with on(mesh):
+        if start is None:
+            params = jax.jit(random, out_shardings=where.params)()
+        else:
+            _same_shapes(shapes.params, start)
+            params = jax.device_put(start, where.params)
+            params = jax.jit(lambda p: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p))(params)
+        return jax.jit(make, out_shardings=where)(params), where
+
+
+def _same_shapes(wanted: Any, given: Any) -> None:
+    want = {"/".join(_names(p)): x.shape for p, x in jax.tree_util.tree_flatten_with_path(wanted)[0]}
+    have = {"/".join(_names(p)): np.shape(x) for p, x in jax.tree_util.tree_flatten_with_path(given)[0]}
+    wrong = [f"{n}: {have.get(n, 'missing')} instead of {want.get(n, 'nothing')}" for n in sorted(want.keys() | have.keys())
+             if want.get(n) != have.get(n)]  # fmt: skip
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise BadInput(f"the weights to start from do not fit the experiment: {'; '.join(wrong[:5])}{more}")
+
+
+def on(mesh: Mesh) -> AbstractContextManager:
+    """The mesh in force, for tracing; one device needs none."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()
+
+
+def place(batch: Any, mesh: Mesh, rules: Rules) -> Any:
+    """This process's part of a batch as global arrays, split along the first axis. Raises `BadInput` when the batch
+    does not divide over the mesh."""
+    where = batch_sharding(mesh, rules)
+    try:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch)
+    except ValueError as error:
+        sizes = {len(x) for x in jax.tree.leaves(batch)}
+        raise BadInput(f"a batch of {sizes} clips does not divide over the mesh {dict(mesh.shape)}: {error}") from error
