@@ -3,7 +3,7 @@
 Only the module of the verb that was asked for is loaded, and none for `--help` and `--version`, so that both answer
 at once. A verb is a module of this folder with
 
-    add_parser(subparsers)    # one call of subparsers.add_parser(NAME, help=..., description=...), nothing heavy imported
+    add_parser(subparsers)    # one call of subparsers.add_parser(NAME, help=..., description=...); imports no library
     run(args) -> int          # the exit code; results on stdout, all else on stderr
 
 `--json`, `--verbose` and `--quiet` are given to every verb here. A parser that sets the default `overrides` (a dict)
@@ -175,7 +175,7 @@ def diagnose(error: BaseException) -> tuple[str, int]:
         return text, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    # XLA's errors are told by name and text: importing jax to compare classes would be slow, and they have moved before.
+    # XLA's errors are told by their text: importing jax to compare classes is slow, and the classes have moved before.
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         first = text.splitlines()[0] if text else "the host's memory is full"
         return f"out of memory: {first}. Use fewer frames, a smaller size or a smaller batch", OutOfMemory.exit_code

@@ -1,0 +1,52 @@
+"""Every field of every config is read by something: a field that nobody reads is a promise that nobody keeps."""
+
+import ast
+from pathlib import Path
+
+
+def is_config(node: ast.ClassDef) -> bool:
+    """A frozen dataclass."""
+    for decorator in node.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == "dataclass":
+            return any(k.arg == "frozen" and getattr(k.value, "value", False) is True for k in decorator.keywords)
+    return False
+
+
+def fields(node: ast.ClassDef) -> list[str]:
+    return [
+        item.target.id
+        for item in node.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and "ClassVar" not in ast.unparse(item)
+    ]
+
+
+def reads(tree: ast.AST) -> set[str]:
+    """Attribute names that are read, `getattr(x, "name")` and the subscripts of plain data too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            names.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+            names.add(getattr(node.args[1], "value", None))
+    return names
+
+
+def test_every_field_is_read(checkout: Path):
+    trees = {p: ast.parse(p.read_text()) for p in sorted((checkout / "dit_video").rglob("*.py"))}
+    read = set().union(*(reads(tree) for tree in trees.values()))
+    unread = [
+        f"{path.relative_to(checkout)}:{node.lineno} {node.name}.{name}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and is_config(node)
+        for name in fields(node)
+        if name not in read
+    ]
+    assert not unread
+
+
+def test_the_search_finds_an_unread_field():
+    tree = ast.parse("@dataclass(frozen=True)\nclass A:\n    x: int = 1\n    y: int = 2\ndef f(a): return a.x")
+    (config,) = (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef))
+    assert is_config(config)
+    assert set(fields(config)) - reads(tree) == {"y"}

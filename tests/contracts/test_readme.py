@@ -1,0 +1,122 @@
+"""What the README says is so: its commands run elsewhere, its tables are the measurements, its links lead somewhere."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name: str):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+readme, tables = load("readme"), load("tables")
+BLOCKS = readme.blocks()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> Path:
+    """One folder for all blocks, in their order: what one makes, the next one uses."""
+    return tmp_path_factory.mktemp("reader")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.number}-{block.language}")
+def test_commands_run(block, elsewhere):
+    if block.skipped:
+        pytest.skip(f"tagged in the README: {block.skipped}")
+    interpreter = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    assert block.language in interpreter, f"no way to run a block of {block.language}: tag it"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(
+        [*interpreter[block.language], block.script()], cwd=elsewhere, env=env, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{block.script()}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def test_the_two_commands_come_first():
+    assert BLOCKS[0].code.strip() == 'pip install . && dit-video generate "a red circle moves right"'
+    assert BLOCKS[1].code.strip() == "pip install '.[test]' && pytest"
+
+
+def test_continuous_integration_runs_them_from_here():
+    text = (ROOT / ".ci" / "run").read_text()
+    assert "tools/readme.py 1" in text
+    assert "tools/readme.py 2" in text
+
+
+def test_tags_are_few_and_give_reasons():
+    skipped = [block for block in BLOCKS if block.skipped]
+    assert len(skipped) <= 4
+    assert all(len(block.skipped) > 10 for block in skipped)
+    assert len(BLOCKS) - len(skipped) >= len(skipped)
+
+
+def test_a_tag_changes_only_its_training_commands():
+    text = (
+        "```bash\na\n```\n<!-- not run: wants eight chips -->\n```bash\nb\n```\n"
+        "<!-- run with: --steps 2 -->\n```bash\ndit-video train x \\\n  --y 1  # long\ndit-video generate p\n```\n"
+    )
+    one, two, three = readme.blocks(text)
+    assert (one.skipped, one.script(), two.skipped) == (None, "a\n", "wants eight chips")
+    assert three.script().split() == [*"dit-video train x --y 1 --steps 2".split(), "dit-video", "generate", "p"]  # noqa: SIM905
+
+
+def test_tables_are_the_measurements():
+    text = (ROOT / "README.md").read_text()
+    assert tables.filled(text) == text, "run python tools/tables.py"
+
+
+def test_every_measurement_is_shown_and_says_where_it_is_from():
+    shown = {m["name"] for m in tables.SLOT.finditer((ROOT / "README.md").read_text())}
+    stored = {path.stem: json.loads(path.read_text()) for path in (ROOT / "tools" / "results").glob("*.json")}
+    assert shown == set(stored)
+    for name, data in stored.items():
+        assert data["made_by"], name
+        assert data["machine"], name
+        assert data["date"], name
+
+
+def test_a_table_of_scores():
+    share = {"value": 0.9375, "low": 0.87, "high": 0.97, "n": 96}
+    data = {"scores": {"colour": share}, "splits": {"seen": {"colour": share}}, "reference": {"renders": {}},
+            "made_by": "dit-video eval", "machine": "m", "date": "d"}  # fmt: skip
+    text = tables.table(data).splitlines()
+    assert text[0] == "| score | all | seen | renders |"
+    assert text[2] == "| colour | 93.8 % (87-97, n 96) | 93.8 % (87-97, n 96) | - |"
+    assert text[-1] == "`dit-video eval` (m, d)"
+
+
+def test_links_and_pictures_exist():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
+        target = "".join(target)
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (ROOT / target).exists(), target
+
+
+def test_the_tree_is_the_tree():
+    """Every folder and file that the README's tree names is there."""
+    (tree,) = re.findall(r"^```\n(dit_video/.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    parents: list[str] = []
+    for line in tree.splitlines():
+        name = re.match(r"( *)([\w./-]+)", line)
+        if name is None:
+            continue
+        depth = len(name[1]) // 2
+        parents[depth:] = [name[2]]
+        assert (ROOT / "/".join(p.rstrip("/") for p in parents)).exists(), line

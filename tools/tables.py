@@ -1,0 +1,87 @@
+"""The README's tables are made from the measurements in tools/results/, one JSON file a table, never typed.
+
+    python tools/tables.py            # writes them into README.md
+    python tools/tables.py --check    # exit 1 when README.md says anything else than the measurements
+
+In the README a table stands between `<!-- table: NAME -->` and `<!-- end -->`; its numbers are tools/results/NAME.json:
+either {"columns": [...], "rows": [[...], ...], "made_by": command, "machine": words, "date": day}, or the object that
+`dit-video eval --json` printed, with "made_by", "machine" and "date" added.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "tools" / "results"
+SLOT = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+
+
+def cell(value: Any) -> str:
+    """A number as it is read: 3 digits, no noise."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
+
+
+def percent(score: dict[str, Any]) -> str:
+    """A share with its interval and its count: `93.8 % (87-97, n 96)`."""
+    text = f"{100 * score['value']:.1f} %"
+    if "low" in score and "high" in score:
+        text += f" ({100 * score['low']:.0f}-{100 * score['high']:.0f}"
+        text += f", n {score['n']})" if "n" in score else ")"
+    return text
+
+
+def grid(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([cell(v) for v in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def scored(data: dict[str, Any]) -> str:
+    """The table of an evaluation: a row a score, a column a split, and what renders and shuffled prompts get."""
+    splits, reference = data.get("splits", {}), data.get("reference", {})
+    columns = ["score", "all", *splits, *reference]
+    rows = []
+    for name, score in data["scores"].items():
+        others = [group.get(name) for group in [*splits.values(), *reference.values()]]
+        rows.append([name, percent(score), *(percent(s) if isinstance(s, dict) else s for s in others)])
+    return grid(columns, rows)
+
+
+def table(data: dict[str, Any]) -> str:
+    """One measurement as a Markdown table with the line that says where it comes from."""
+    body = scored(data) if "scores" in data else grid(data["columns"], data["rows"])
+    source = ", ".join(str(data[k]) for k in ("machine", "date") if data.get(k))
+    return f"{body}\n`{data['made_by']}`{f' ({source})' if source else ''}\n"
+
+
+def filled(text: str) -> str:
+    """The README with every table made anew. Raises `SystemExit` for a table without a measurement."""
+
+    def fill(match: re.Match[str]) -> str:
+        path = RESULTS / f"{match['name']}.json"
+        if not path.is_file():
+            raise SystemExit(f"README.md wants the table {match['name']}, and there is no {path.relative_to(ROOT)}")
+        return match[1] + table(json.loads(path.read_text())) + match[4]
+
+    return SLOT.sub(fill, text)
+
+
+def main() -> int:
+    old = README.read_text()
+    new = filled(old)
+    if "--check" in sys.argv:
+        if new != old:
+            print("README.md does not say what tools/results/ says: run python tools/tables.py", file=sys.stderr)
+        return int(new != old)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
