@@ -42,7 +42,7 @@ TONES = {
     "slate": ((0.20, 0.22, 0.26), (0.38, 0.41, 0.46)),
     "stone": ((0.24, 0.23, 0.21), (0.44, 0.42, 0.39)),
     "fog": ((0.36, 0.38, 0.39), (0.60, 0.62, 0.63)),
-    "ink": ((0.07, 0.08, 0.11), (0.24, 0.26, 0.30)),
+    "ink": ((0.12, 0.13, 0.16), (0.28, 0.30, 0.34)),
 }
 
 RADIUS = {"small": 0.09, "medium": 0.14, "large": 0.22}  # at time 0
@@ -140,6 +140,8 @@ def check(scene: Scene) -> Scene:
             problems.append("only an object that moves quickly reaches the walls soon enough to be seen to wrap around")
         if body.edge == "wrap" and "-" in body.direction:
             problems.append("an object that moves diagonally does not wrap around")
+        if body.edge == "wrap" and scene.camera != "static":
+            problems.append("an object that wraps around is seen by a static camera only")
         if body.colour == "white" and scene.background == "white":
             problems.append("a white object on a white background cannot be seen")
         if body.motion in ("grows", "shrinks") and scene.camera.startswith("zooms"):

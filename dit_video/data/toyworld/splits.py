@@ -76,15 +76,16 @@ def sample_scene(
     plain: share of scenes that a plain prompt asks for (one medium object on a plain background, by day, before a static
     camera, at middle speed). two: share of two objects among the others. Raises nothing; draws until the split has it.
     """
+    is_plain, has_two = rng.random() < plain, rng.random() < two
     while True:
-        scene = _sample(rng, rng.random() < plain, two, height, width, split)
+        scene = _sample(rng, is_plain, has_two, height, width, split)
         if scene is not None:
             return scene
 
 
-def _sample(rng: np.random.Generator, plain: bool, two: float, height: int, width: int, split: Split) -> Scene | None:
+def _sample(rng: np.random.Generator, plain: bool, two: bool, height: int, width: int, split: Split) -> Scene | None:
     bodies = [_body_words(rng, plain)]
-    if not plain and rng.random() < two:
+    if two and not plain:
         bodies.append(_body_words(rng, plain))
         if bodies[0]["colour"] == bodies[1]["colour"]:
             return None
@@ -96,6 +97,8 @@ def _sample(rng: np.random.Generator, plain: bool, two: float, height: int, widt
             camera = _pick(rng, words.CAMERAS[1:])
         if background == "black":
             light = "day"
+        if any(one.get("edge") == "wrap" for one in bodies):
+            camera = "static"
         if camera.startswith("zooms") and any(one["motion"] in ("grows", "shrinks") for one in bodies):
             return None
     if background == "white" and any(one["colour"] == "white" for one in bodies):
