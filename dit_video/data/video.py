@@ -37,8 +37,9 @@ class Footage(NamedTuple):
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in WRITE_SUFFIXES:
-        raise BadInput(f"{path}: cannot write a video as {suffix or 'a file without a suffix'!r}. "
-                       f"Use one of {', '.join(WRITE_SUFFIXES)}.")  # fmt: skip
+        raise BadInput(
+            f"{path}: cannot write a video as {suffix or 'a file without suffix'}. Use one of {', '.join(WRITE_SUFFIXES)}."
+        )
     return suffix
 
 
@@ -131,8 +132,11 @@ class VideoWriter:
         import av
 
         if height % 2 or width % 2:
-            raise BadInput(f"{self.path}: MP4 (yuv420p) needs even sizes, got {width}x{height}. "
-                           f"Nearest: {width + width % 2}x{height + height % 2}; or write .gif, .webp or .png.")  # fmt: skip
+            nearest = f"{width + width % 2}x{height + height % 2}"
+            raise BadInput(
+                f"{self.path}: MP4 (yuv420p) needs even sizes, got {width}x{height}. "
+                f"Nearest: {nearest}; or write .gif, .webp or .png."
+            )
         self._container = av.open(str(self.partial), "w", options={"movflags": "+faststart"})
         if self.metadata:
             self._container.metadata["comment"] = json.dumps(self.metadata, ensure_ascii=False)
@@ -192,9 +196,7 @@ def _write_pictures(path: Path, frames: Frames, fps: float, metadata: dict[str, 
         pictures[0].save(path, quality=92, method=4, exif=exif, **options)
 
 
-def read_video(
-    path: str | os.PathLike[str], *, start: float = 0.0, max_frames: int | None = None
-) -> Footage:
+def read_video(path: str | os.PathLike[str], *, start: float = 0.0, max_frames: int | None = None) -> Footage:
     """Frames as uint8 RGB, upright, with the time of each. `start` in seconds; reads on to the end or `max_frames`.
 
     The file's colour tags are followed; without tags, BT.709 from 720 lines up and BT.601 below, as players do.
@@ -203,7 +205,8 @@ def read_video(
     path = Path(path)
     frames, times = [], []
     fps, metadata = 0.0, {}
-    for frame, time, fps, metadata in iterate_video(path, start=start):
+    for frame, time, *about in iterate_video(path, start=start):
+        fps, metadata = about
         frames.append(frame)
         times.append(time)
         if max_frames is not None and len(frames) >= max_frames:

@@ -32,7 +32,7 @@ def in_turn(prompted: Velocity, unprompted: Velocity) -> Pair:
 
 
 def in_one_batch(both: Velocity) -> Pair:
-    """One evaluation of twice the batch: `both` has the prompts in its first half and the negative ones in its second."""
+    """One evaluation of twice the batch: `both` has prompts in its first half and negative prompts in its second."""
 
     def pair(x, t, memory):
         index = None if t.index is None else jnp.concatenate([t.index, t.index])

@@ -60,15 +60,16 @@ def iterate(step: Step, carry: Carry, schedule: Schedule, first: int = 0) -> Ite
 def _check(finite: Bool[Array, ""] | None, step: int, steps: int) -> None:
     if finite is not None and not bool(finite):
         raise NonFinite(
-            f"Non-finite latents at step {step}/{steps}. Try --dtype float32; if that is in use, the weights are broken."
+            f"Non-finite latents at step {step}/{steps}. Try --dtype float32; if it is in use, the weights are broken."
         )
 
 
 def run(step: Step, carry: Carry, schedule: Schedule) -> Carry:
     """All steps by a loop on the host."""
-    for _, carry in iterate(step, carry, schedule):  # noqa: B007
+    last = carry
+    for _, last in iterate(step, carry, schedule):  # noqa: B007
         pass
-    return carry
+    return last
 
 
 def scan(velocity: Velocity, solver: Solver, noise: Latent, instants: Instant, memory: Any = ()) -> Carry:

@@ -4,6 +4,7 @@ Made on the host in float64, handed to the compiled step as numbers, so any numb
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,4 +69,4 @@ class Schedule:
         """(now, then) of each step."""
         flow, model = self.instants()
         moments = [Instant(f, m) for f, m in zip(flow, model, strict=True)]
-        return list(zip(moments[:-1], moments[1:], strict=True))
+        return list(pairwise(moments))

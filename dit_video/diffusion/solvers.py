@@ -55,9 +55,10 @@ class Euler:
 @dataclass(frozen=True)
 class Heun:
     """Second order; two evaluations a step: the mean of the slopes at both ends. The last step is Euler's, because
-    a network has not learned the slope at t = 0 (Karras et al. 2022, arXiv 2206.00364, algorithm 1)."""
+    a network has not learned the slope at t = 0 (Karras et al. 2022, arXiv 2206.00364, algorithm 1); so it wants the
+    schedule whose last step is small."""
 
-    schedule: Kind = "even"
+    schedule: Kind = "euler"
 
     def init(self, x: Latent) -> tuple[()]:
         return ()
@@ -77,26 +78,26 @@ def log_snr(t: Scalar) -> Scalar:
 
 
 class Multistep(NamedTuple):
-    """The last two evaluations: the data each pointed to and its log SNR, and the point that the last step left."""
+    """The last two evaluations: the data each pointed to and its time, and the point that the last step left."""
 
     data: Latent
     data_before: Latent
     x: Latent
-    lam: Scalar
-    lam_before: Scalar
+    t: Scalar
+    t_before: Scalar
     count: Int[Array, ""]
 
 
 def _remember_nothing(x: Latent) -> Multistep:
-    zero = jnp.zeros((), jnp.float32)
-    return Multistep(jnp.zeros_like(x), jnp.zeros_like(x), x, zero, zero, jnp.zeros((), jnp.int32))
+    one = jnp.ones((), jnp.float32)
+    return Multistep(jnp.zeros_like(x), jnp.zeros_like(x), x, one, one, jnp.zeros((), jnp.int32))
 
 
 def _predict(x: Latent, data: Latent, old: Multistep, now: Instant, then: Instant) -> Latent:
     """The two-step predictor of DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) in flow form, which is
     UniP-2 with B(h) = e^h - 1 as well. First and last step are Euler's."""
     r = then.flow / now.flow
-    h, h_old = log_snr(then.flow) - log_snr(now.flow), log_snr(now.flow) - old.lam
+    h, h_old = log_snr(then.flow) - log_snr(now.flow), log_snr(now.flow) - log_snr(old.t)
     second = (old.count > 0) & (then.flow > 0)
     c = jnp.where(second, 0.5 * h / jnp.where(second, h_old, 1.0), 0.0)
     return r * x + (1 - r) * (data + c * (data - old.data))
@@ -115,7 +116,7 @@ class DPMSolver2M:
         x, old, memory = carry
         v, memory = slope(x, now, memory)
         data = x - now.flow * v
-        new = Multistep(data, old.data, x, log_snr(now.flow), old.lam, old.count + 1)
+        new = Multistep(data, old.data, x, jnp.float32(now.flow), old.t, old.count + 1)
         return Carry(_predict(x, data, old, now, then), new, memory)
 
 
@@ -149,16 +150,15 @@ class UniPC:
         v, memory = slope(x, now, memory)
         data = x - now.flow * v
         x = jnp.where(old.count > 0, self._correct(data, old, now), x)
-        new = Multistep(data, old.data, x, log_snr(now.flow), old.lam, old.count + 1)
+        new = Multistep(data, old.data, x, jnp.float32(now.flow), old.t, old.count + 1)
         return Carry(_predict(x, data, old, now, then), new, memory)
 
     def _correct(self, data: Latent, old: Multistep, now: Instant) -> Latent:
         """UniC: the step from the last point again, now that the data at its end is known."""
-        last = jnp.where(old.count > 0, 1 / (1 + jnp.exp(old.lam)), 1.0)  # its flow time
-        r = now.flow / last
-        h = jnp.where(old.count > 0, log_snr(now.flow) - old.lam, 1.0)
+        r = now.flow / old.t
+        h = jnp.where(old.count > 0, log_snr(now.flow) - log_snr(old.t), 1.0)
         two = old.count > 1
-        ratio = jnp.where(two, (old.lam_before - old.lam) / h, -1.0)
+        ratio = jnp.where(two, (log_snr(old.t_before) - log_snr(old.t)) / h, -1.0)
         b1, b2 = _phi(h)
         rho_old = jnp.where(two, (b2 - b1) / (ratio - 1), 0.0)
         rho_new = jnp.where(two, b1 - rho_old, 0.5)
