@@ -1,0 +1,301 @@
+"""What is seen in a clip. The toyworld's renderer, backwards: frames in, the words and numbers of a scene out.
+
+It knows the world (the lists and constants of `dit_video.data.toyworld`) and nothing of the prompt. Background and light
+come first (`ground`); what does not have the background's colours is an object; objects have different colours, so a
+colour is an object, in one piece, in every frame; its outline gives the shape (`outline`), its way the motion (`path`).
+What cannot be read so is not guessed: the reading says why, and the score counts it as wrong.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from scipy import ndimage
+
+from dit_video.core.errors import BadInput
+from dit_video.data.toyworld import scene as words
+from dit_video.evals import ground as grounds
+from dit_video.evals import outline, path
+from dit_video.evals.ground import Ground
+
+_CELLS = 40  # of the colour table, per unit of daylight
+_DEPTH = int(1.25 * _CELLS) + 1
+_CONTRAST = 0.13  # from the background's colours, in daylight: below it a pixel is background whatever else
+_SMALLEST = 0.004  # m^2: nothing smaller is an object; a small one that has shrunk has 0.0045 and more, as a disk 0.0064
+_AGREE = 0.8  # share of the frames in which shape and colour must be the same
+_BLOB = 0.16  # relative squared error of an outline above which it is no shape
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object. Words are "unclear" where the frames do not show them. Arrays have one entry a frame; lengths in
+    units of m = min(height, width) from the upper left corner, in the world (the camera's way is taken off), areas in
+    m^2, angles in radians clockwise from upright, up to the shape's own repeats.
+
+    shape_share, colour_share: part of the frames in which they are the clip's. outline_error: median over frames of the
+    relative squared error of the silhouette. rate, path_error: of `path.Motion`.
+    """
+
+    colour: str
+    shape: str
+    size: str
+    motion: str
+    direction: str
+    speed: str
+    turn: str
+    edge: str
+    rate: float
+    track: Float[np.ndarray, "T 2"] = field(repr=False)
+    area: Float[np.ndarray, "T"] = field(repr=False)
+    radius: Float[np.ndarray, "T"] = field(repr=False)
+    angle: Float[np.ndarray, "T"] = field(repr=False)
+    seen: Bool[np.ndarray, "T"] = field(repr=False)
+    shape_share: float = 0.0
+    colour_share: float = 0.0
+    outline_error: float = 0.0
+    path_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that is seen in a clip. `readable` is False, with the reason, if it is no scene of this world: no background,
+    no object or more than two, one that vanishes, splits or has no shape."""
+
+    readable: bool
+    reason: str
+    objects: tuple[Object, ...]
+    background: str
+    light: str
+    camera: str
+    ground_fit: float = 0.0
+    pattern_match: float = 0.0
+
+    @property
+    def count(self) -> str:
+        return {1: "one", 2: "two"}.get(len(self.objects), "unclear")
+
+
+@lru_cache
+def _colour_table() -> Float[np.ndarray, "D D D N"]:
+    """Distance of every colour of daylight to what each object's colour can be, shaded or in its highlight."""
+    shades = [(s, h) for s in np.linspace(0.62, 1.1, 9) for h in ((0.0,) if s < 0.95 else (0.0, 0.1, 0.2, 0.3))]
+    axis = np.arange(_DEPTH) / _CELLS
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    table = []
+    for rgb in words.RGB.values():
+        own = np.minimum(np.array(rgb) * np.array([s for s, _ in shades])[:, None], 1)
+        own = own + (1 - own) * np.array([h for _, h in shades])[:, None]
+        square = (grid**2).sum(-1)[:, None] - 2 * grid @ own.T + (own**2).sum(-1)
+        table.append(np.sqrt(np.maximum(square, 0).min(-1)))
+    return np.float32(np.stack(table, -1)).reshape(_DEPTH, _DEPTH, _DEPTH, -1)
+
+
+def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Reading:
+    """Reads a clip. frames: uint8 RGB. Raises BadInput for anything else; a clip of one frame has no motion ("unclear").
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise BadInput(f"measure: frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}.")
+    pixels = frames.astype(np.float32) / 255
+    ground = grounds.find(pixels, fps)
+
+    def unreadable(reason: str, *objects: Object) -> Reading:
+        return Reading(False, reason, objects, ground.background, ground.light, ground.camera, ground.fit, ground.match)
+
+    if ground.fit < 0.25:
+        return unreadable("no background of this world")
+    if ground.match < 0.5:
+        return unreadable(f"the {ground.background} background does not move as one")
+    day = pixels / ground.exposure
+    _, contrast = grounds.to_tones(day, ground.low, ground.high)
+    covers, colours, reason = _segment(day, contrast, np.stack([ground.low, ground.high]))
+    if reason:
+        return unreadable(reason)
+    whole = np.max(covers, 0)
+    objects, reasons = [], []
+    for cover, colour in zip(covers, colours, strict=True):
+        others = np.max([c for c in covers if c is not cover], 0) if len(covers) > 1 else np.zeros_like(whole)
+        found, why = _follow(cover, others < 0.5, colour, ground, fps)
+        if found:
+            objects.append(found)
+        if why:
+            reasons.append(f"the {colour} object {why}")
+    if reasons:
+        return unreadable("; ".join(reasons), *objects)
+    return Reading(True, "", tuple(objects), ground.background, ground.light, ground.camera, ground.fit, ground.match)
+
+
+_PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a frame
+_PLANE[1] = True
+_CROSS = ndimage.generate_binary_structure(2, 1)[None]
+
+
+def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[list[np.ndarray], list[str], str]:
+    """Opacity (T, H, W) of each object and its colour; or, third, why there are none."""
+    count, height, width, _ = day.shape
+    m2 = float(min(height, width)) ** 2
+    least = max(_SMALLEST * m2, 3.0)
+    inside = contrast > _CONTRAST
+    t, y, x = np.nonzero(inside)
+    if len(t) < least * count * 0.5:
+        return [], [], "no object"
+    cell = np.clip(np.rint(day[t, y, x] * _CELLS), 0, _DEPTH - 1).astype(int)
+    distances = _colour_table()[cell[:, 0], cell[:, 1], cell[:, 2]]
+    vote = np.full(day.shape[:3], -1)
+    vote[t, y, x] = distances.argmin(-1)
+    core = ndimage.binary_erosion(inside, _CROSS)
+    names: list[int] = []
+    everywhere = np.bincount(vote[core & (vote >= 0)], minlength=len(words.COLOURS))
+    for i in np.argsort(-everywhere):
+        own = (vote == i) & core
+        for k in names:
+            own = ndimage.binary_opening(own, _CROSS) & ~_mixed(day, tones, words.COLOURS[k], own)
+        frames_with = (own.sum((1, 2)) > 0.35 * least).mean()
+        if frames_with > 0.35:
+            names.append(int(i))
+    if not names:
+        return [], [], "no object has a colour of this world"
+    if len(names) > 2:
+        return [], [], f"{len(names)} colours: " + ", ".join(words.COLOURS[i] for i in names)
+    whose = np.zeros(len(t), int)
+    if len(names) == 2:
+        # the soft rim between two colours can look like a third: it belongs to whichever sure pixel is nearest
+        seeds = np.stack([ndimage.binary_opening((vote == i) & core, _CROSS) for i in names])
+        _, where = ndimage.distance_transform_edt(~seeds.any(0), sampling=(1e3, 1, 1), return_indices=True)
+        whose = seeds[1][tuple(where[:, t, y, x])].astype(int)
+    covers = []
+    for k, i in enumerate(names):
+        mine = whose == k
+        cover = np.zeros(day.shape[:3], np.float32)
+        away = contrast[t, y, x][mine]
+        cover[t[mine], y[mine], x[mine]] = away / (away + distances[mine, i])
+        covers.append(cover)
+    return covers, [words.COLOURS[i] for i in names], ""
+
+
+def _mixed(day: np.ndarray, tones: np.ndarray, colour: str, where: np.ndarray) -> np.ndarray:
+    """Of the pixels `where`, those that can be a blur of the background and an object of that colour."""
+    pixels, rgb = day[where], np.array(words.RGB[colour])
+    off = np.full(len(pixels), np.inf)
+    for back in (tones[0] * grounds.SHADOW, *tones):
+        for own in (0.75 * rgb, 0.92 * rgb, rgb + 0.25 * (1 - rgb)):
+            way = own - back
+            along = np.clip((pixels - back) @ (way / (way @ way)), 0, 1)
+            off = np.minimum(off, np.linalg.norm(pixels - back - along[:, None] * way, axis=-1))
+    mixed = np.zeros_like(where)
+    mixed[where] = off < 0.12
+    return mixed
+
+
+@dataclass
+class _Silhouettes:
+    """Of one object in every frame, in pixels; `cut_off`: by the frame's edge or by the other object."""
+
+    cover: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    area: np.ndarray
+    there: np.ndarray
+    cut_off: np.ndarray
+    pieces: np.ndarray  # share of the area outside of the largest piece
+
+
+def _silhouettes(cover: np.ndarray, free: np.ndarray) -> _Silhouettes:
+    count, height, width = cover.shape
+    labels, total = ndimage.label(cover > 0.5, _PLANE)
+    sizes = np.bincount(labels.ravel(), minlength=total + 1)
+    frame_of = np.zeros(total + 1, int)
+    for t, window in enumerate(labels):
+        frame_of[np.unique(window)] = t
+    frame_of[0] = -1
+    keep = np.zeros(total + 1, bool)
+    pieces, hidden = np.zeros(count), np.zeros(count, bool)
+    blocked = ndimage.binary_dilation(~free, _CROSS, iterations=2)
+    for t in range(count):
+        own = np.flatnonzero(frame_of == t)
+        if not len(own):
+            continue
+        hidden[t] = (blocked[t] & (cover[t] > 0.5)).any()
+        largest = own[sizes[own].argmax()]
+        pieces[t] = 1 - sizes[largest] / sizes[own].sum()
+        keep[own if hidden[t] else largest] = True
+    chosen = ndimage.binary_dilation(keep[labels], _PLANE[:, :, :], iterations=2)
+    cover = np.where(chosen, cover, 0)
+    area = cover.sum((1, 2))
+    total_area = np.maximum(area, 1e-6)
+    x = (cover.sum(1) @ (np.arange(width) + 0.5)) / total_area
+    y = (cover.sum(2) @ (np.arange(height) + 0.5)) / total_area
+    edge = np.stack([cover[:, 0].max(-1), cover[:, -1].max(-1), cover[:, :, 0].max(-1), cover[:, :, -1].max(-1)]).max(0)
+    there = area > 0.5 * _SMALLEST * min(height, width) ** 2
+    return _Silhouettes(cover, x, y, area, there, (edge > 0.4) | hidden, np.where(hidden, 0, pieces))
+
+
+def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fps: float) -> tuple[Object | None, str]:
+    """One object over time, or what is wrong with it."""
+    count, height, width = cover.shape
+    m = float(min(height, width))
+    s = _silhouettes(cover, free)
+    if not s.there.any():
+        return None, "is not there"
+    gone = np.flatnonzero(~s.there)
+    for t in gone:
+        before, after = np.flatnonzero(s.there[:t]), np.flatnonzero(s.there[t:])
+        if not ((len(before) and s.cut_off[before[-1]]) or (len(after) and s.cut_off[t + after[0]])):
+            return None, f"vanishes in frame {t}"
+    if (s.pieces > 0.2).sum() > 0.15 * count:
+        return None, f"is in pieces in {(s.pieces > 0.2).sum()} of {count} frames"
+    seen = s.there.copy()
+    radius = np.sqrt(np.maximum(s.area, 1.0) / np.pi)
+    outlines = outline.compare(s.cover, free.astype(np.float32), s.x, s.y, radius)
+    good = s.there & ~s.cut_off
+    if good.sum() < min(3, count):
+        good = s.there
+    error = np.minimum(outlines.error, 0.5)
+    shape = int(error[good].mean(0).argmin())
+    name = words.SHAPES[shape]
+    best = error.min(1)
+    alike = error[:, shape] < 1.4 * best + 0.01
+    share = float(alike[good].mean())
+    middle = float(np.median(error[good, shape]))
+    x, y, size, angle = s.x.copy(), s.y.copy(), outlines.radius[:, shape].copy(), outlines.angle[:, shape].copy()
+    rest = np.flatnonzero(s.there & ~good)
+    if len(rest):
+        guess = np.interp(rest, np.flatnonzero(good), size[good])
+        x[rest], y[rest], size[rest], angle[rest], sure = _completed(s, free, rest, guess, shape)
+        seen[rest] &= sure
+    track = np.stack([(x - width / 2) / ground.zoom + ground.right + width / 2,
+                      (y - height / 2) / ground.zoom + ground.down + height / 2], -1) / m  # fmt: skip
+    size = size / ground.zoom / m
+    sighting = path.Sighting(
+        np.arange(count) / fps, track[:, 0], track[:, 1], size, angle, seen, outline.SYMMETRY.get(name, 0),
+        tuple(float(np.median(size[seen])) * e for e in words.EXTENT[name]), (width / m, height / m),
+    )  # fmt: skip
+    motion = path.fit(sighting)
+    first = size[seen][0] if motion.kind in ("grows", "shrinks") else np.median(size[seen])
+    found = Object(
+        colour, name, path.nearest(float(first), words.RADIUS), motion.kind, motion.direction, motion.speed, motion.turn,
+        motion.edge, motion.rate, track, s.area / m**2, size, angle, seen, share, 1.0, middle, motion.error,
+    )  # fmt: skip
+    if middle > _BLOB:
+        return replace(found, shape="unclear"), "has no shape"
+    if share < _AGREE:
+        return replace(found, shape="unclear"), "changes its shape"
+    return found, ""
+
+
+def _completed(s: _Silhouettes, free: np.ndarray, rows: np.ndarray, radius: np.ndarray, shape: int):
+    """Place, radius and angle in frames where only a part is seen: the shape is moved about until that part fits."""
+    disk = radius / outline.RADIUS[words.SHAPES[shape]]
+    x, y = s.x[rows], s.y[rows]
+    for step in (0.36, 0.12, 0.04):
+        dx, dy = (a.ravel() * step for a in np.meshgrid(np.arange(-3, 4), np.arange(-3, 4)))
+        n = len(dx)
+        tried_x = (x[:, None] + dx * disk[:, None]).ravel()
+        tried_y = (y[:, None] + dy * disk[:, None]).ravel()
+        which = np.repeat(rows, n)
+        tried = outline.compare(s.cover[which], free[which].astype(np.float32), tried_x, tried_y, np.repeat(disk, n))
+        error = tried.error[:, shape].reshape(-1, n)
+        best = error.argmin(1) + np.arange(len(rows)) * n
+        x, y = tried_x[best], tried_y[best]
+    return x, y, radius, tried.angle[best, shape], error.min(1) < 2 * _BLOB

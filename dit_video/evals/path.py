@@ -1,0 +1,196 @@
+"""How an object moves, from where it is seen in each frame: the closed form of every motion is fitted, the best is it.
+
+Lengths are in units of m = min(height, width), times in seconds, angles in radians.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from dit_video.data.toyworld import scene as words
+
+# How exactly a clip must follow a closed form, as one standard deviation of its place, log radius and angle.
+_PLACE, _SIZE, _ANGLE = 0.02, 0.06, 0.14
+_LIMIT = 2.0  # rms of all that in standard deviations; a path that is worse than this by every closed form is none
+_STILL = 1.15  # standing still is believed unless a motion is this much better
+_SPEEDS = np.geomspace(0.045, 0.95, 34)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One object over time. `seen`: the frames in which it can be measured; elsewhere the numbers mean nothing.
+
+    x, y from the left and upper edge, radius as the scene's. `turns`: how often the shape repeats in a full turn, 0 if it
+    is round. `reach`: how far it goes left, right, up, down. `room`: width and height of the frame.
+    """
+
+    times: Float[np.ndarray, "T"]
+    x: Float[np.ndarray, "T"]
+    y: Float[np.ndarray, "T"]
+    radius: Float[np.ndarray, "T"]
+    angle: Float[np.ndarray, "T"]
+    seen: Bool[np.ndarray, "T"]
+    turns: int
+    reach: tuple[float, float, float, float]
+    room: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What was found; `kind` is "unclear" if no closed form fits. `error`: of the fit, in standard deviations."""
+
+    kind: str
+    direction: str = ""
+    speed: str = ""
+    turn: str = ""
+    edge: str = ""
+    rate: float = 0.0  # in the unit of the words' own table: m/s, seconds of a period, of a time constant, rad/s
+    error: float = np.inf
+
+
+def nearest(value: float, table: dict[str, float]) -> str:
+    """The word whose value has the nearest logarithm."""
+    return min(table, key=lambda word: abs(np.log(max(value, 1e-6) / table[word])))
+
+
+def _mean(a: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return (a * weight).sum(-1, keepdims=True) / weight.sum()
+
+
+def _fold(start: np.ndarray, travel: np.ndarray, before: float, after: float, side: float, wrap: bool):
+    """As `toyworld.motion`: places, and the sign with which they follow `start`."""
+    if wrap:
+        return (start + travel + after) % (side + before + after) - after, np.ones_like(travel)
+    room = max(side - before - after, 1e-6)
+    phase = (np.clip(start, before, before + room) + travel - before) % (2 * room)
+    return before + room - np.abs(phase - room), np.where(phase < room, 1.0, -1.0)
+
+
+def _line(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
+    """Straight on, off the walls or through them, in any direction at any speed."""
+    best = (np.inf, Motion("moves"))
+    for direction, unit in words.UNIT.items():
+        for edge in words.EDGES:
+            if edge == "wrap" and "-" in direction:
+                continue
+            speeds = _SPEEDS if edge == "bounce" else _SPEEDS[_SPEEDS > 0.25]
+            cost = np.zeros(len(speeds))
+            for axis, place in enumerate((s.x, s.y)):
+                before, after, side = s.reach[2 * axis], s.reach[2 * axis + 1], s.room[axis]
+                travel = unit[axis] * speeds[:, None] * s.times
+                if not unit[axis]:
+                    cost += (weight * (place - _mean(place, weight)) ** 2).sum(-1)
+                    continue
+                start = np.full((len(speeds), 1), place[np.argmax(s.seen)]) - travel[:, [np.argmax(s.seen)]]
+                for _ in range(3):
+                    where, sign = _fold(start, travel, before, after, side, edge == "wrap")
+                    miss = np.clip(place - where, -0.25, 0.25)
+                    start = start + _mean(sign * miss, weight)
+                where, _ = _fold(start, travel, before, after, side, edge == "wrap")
+                cost += (weight * (place - where) ** 2).sum(-1)
+            i = int(cost.argmin())
+            if cost[i] < best[0] * (1 - 1e-3):
+                rate = float(speeds[i])
+                best = cost[i], Motion("moves", direction, nearest(rate, words.VELOCITY), "", edge, rate)
+    return best
+
+
+def _regress(target: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted least squares of one target (T,) on many bases (..., T, k): squared errors (...), coefficients (..., k)."""
+    root = np.sqrt(weight)[:, None]
+    a, b = basis * root, target * root[:, 0]
+    gram = np.einsum("...tk,...tl->...kl", a, a) + 1e-9 * np.eye(basis.shape[-1])
+    solution = np.linalg.solve(gram, np.einsum("...tk,t->...k", a, b)[..., None])[..., 0]
+    return ((np.einsum("...tk,...k->...t", a, solution) - b) ** 2).sum(-1), solution
+
+
+def _hops(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
+    """Parabolas on the floor, straight up and down."""
+    periods, phases = np.geomspace(0.32, 2.6, 44), np.arange(24) / 24
+    u = (s.times / periods[:, None, None] + phases[:, None]) % 1.0
+    height = 4 * u * (1 - u)
+    cost, solution = _regress(s.y, np.stack([np.ones_like(height), -height], -1), weight)
+    cost = np.where(np.abs(np.log(np.maximum(solution[..., 1], 1e-6) / words.HOP_HEIGHT)) < 0.6, cost, np.inf)
+    cost = cost + (weight * (s.x - _mean(s.x, weight)) ** 2).sum()
+    i = np.unravel_index(int(cost.argmin()), cost.shape)
+    rate = float(periods[i[0]])
+    return float(cost[i]), Motion("bounces", "", nearest(rate, words.HOP_PERIOD), "", "", rate)
+
+
+def _orbit(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
+    periods = np.geomspace(0.7, 5.0, 48)
+    best = (np.inf, Motion("circles"))
+    place, both = np.concatenate([s.x, s.y]), np.concatenate([weight, weight])
+    for turn, sign in (("clockwise", 1), ("counterclockwise", -1)):
+        phase = sign * 2 * np.pi * s.times / periods[:, None]
+        one, nil, cos, sin = np.ones_like(phase), np.zeros_like(phase), np.cos(phase), np.sin(phase)
+        basis = np.concatenate([np.stack([one, nil, cos, -sin], -1), np.stack([nil, one, sin, cos], -1)], -2)
+        cost, solution = _regress(place, basis, both)
+        size = np.hypot(solution[:, 2], solution[:, 3])
+        cost = np.where(np.abs(np.log(np.maximum(size, 1e-6) / words.ORBIT_RADIUS)) < 0.6, cost, np.inf)
+        i = int(cost.argmin())
+        if cost[i] < best[0]:
+            rate = float(periods[i])
+            best = float(cost[i]), Motion("circles", "", nearest(rate, words.ORBIT_PERIOD), turn, "", rate)
+    return best
+
+
+def _growth(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
+    taus = np.geomspace(0.2, 6.0, 30)
+    far = 1 - np.exp(-s.times / taus[:, None])
+    best = (np.inf, Motion("grows"))
+    for kind, factor in (("grows", words.GROWTH), ("shrinks", 1 / words.GROWTH)):
+        for power in (0.75, 1.0, 1.25):
+            miss = np.log(s.radius) - np.log(1 + (factor**power - 1) * far)
+            cost = (weight * (miss - _mean(miss, weight)) ** 2).sum(-1) + (power != 1.0) * _SIZE**2
+            i = int(cost.argmin())
+            if cost[i] < best[0]:
+                rate = float(taus[i])
+                best = float(cost[i]), Motion(kind, "", nearest(rate, words.GROWTH_TAU), "", "", rate)
+    return best
+
+
+def _turning(s: Sighting, weight: np.ndarray) -> tuple[np.ndarray, tuple[float, Motion]]:
+    """The angle over time without the shape's own repeats, as an error from no turn (T,), and the best steady turn."""
+    if not s.turns:
+        return np.zeros_like(s.angle), (np.inf, Motion("spins"))
+    rates = np.concatenate([-np.geomspace(0.25, 4.5, 60), np.geomspace(0.25, 4.5, 60)])
+    vectors = np.exp(1j * s.turns * (s.angle - rates[:, None] * s.times))
+    first = np.angle((vectors * weight).sum(-1, keepdims=True))
+    miss = np.angle(vectors * np.exp(-1j * first)) / s.turns
+    cost = (weight * miss**2).sum(-1)
+    i = int(cost.argmin())
+    turn = "clockwise" if rates[i] > 0 else "counterclockwise"
+    rate = float(abs(rates[i]))
+    upright = np.angle(np.exp(1j * s.turns * s.angle)) / s.turns
+    return upright, (float(cost[i]), Motion("spins", "", nearest(rate, words.SPIN), turn, "", rate))
+
+
+def fit(s: Sighting) -> Motion:
+    """The motion that explains place, size and angle together; "unclear" if none does, or in less than four frames."""
+    weight = s.seen.astype(float)
+    if weight.sum() < 4:
+        return Motion("unclear")
+    s = Sighting(s.times, *(np.where(s.seen, a, a[np.argmax(s.seen)]) for a in (s.x, s.y, s.radius, s.angle)),
+                 s.seen, s.turns, s.reach, s.room)  # fmt: skip
+    here = sum(float((weight * (a - _mean(a, weight)) ** 2).sum()) for a in (s.x, s.y)) / _PLACE**2
+    size = np.log(s.radius)
+    same = float((weight * (size - _mean(size, weight)) ** 2).sum()) / _SIZE**2
+    tilt, (turning, spin) = _turning(s, weight)
+    upright = float((weight * tilt**2).sum()) / _ANGLE**2
+    candidates = [(here + same + upright, Motion("still"))]
+    for fitted in (_line, _hops, _orbit):
+        cost, found = fitted(s, weight)
+        candidates.append((cost / _PLACE**2 + same + upright, found))
+    cost, found = _growth(s, weight)
+    candidates.append((here + cost / _SIZE**2 + upright, found))
+    candidates.append((here + same + turning / _ANGLE**2, spin))
+    scores = [np.sqrt(cost / weight.sum()) for cost, _ in candidates]
+    best = int(np.argmin(scores))
+    if scores[0] < 0.5 or scores[0] < _STILL * scores[best]:
+        best = 0
+    if scores[best] > _LIMIT:
+        return Motion("unclear", error=float(scores[best]))
+    found = candidates[best][1]
+    return Motion(found.kind, found.direction, found.speed, found.turn, found.edge, found.rate, float(scores[best]))
