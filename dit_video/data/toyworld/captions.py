@@ -33,7 +33,11 @@ COLOUR_WORDS = {
     "pink": ("pink", "rose-pink"),
     "white": ("white", "snow-white"),
 }
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium", "medium-sized"), "large": ("large", "big", "huge")}
+SIZE_WORDS = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium", "medium-sized"),
+    "large": ("large", "big", "huge"),
+}
 VERBS: dict[str, tuple[Verb, ...]] = {
     "still": (
         ("stays still", "staying still"),
@@ -88,12 +92,27 @@ DIRECTION_WORDS = {
     "down": ("down", "downwards", "towards the bottom", "straight down"),
     "up-left": ("up and left", "up and to the left", "diagonally up and left", "to the upper left", "up-left"),
     "up-right": ("up and right", "up and to the right", "diagonally up and right", "to the upper right", "up-right"),
-    "down-left": ("down and left", "down and to the left", "diagonally down and left", "to the lower left", "down-left"),
-    "down-right": ("down and right", "down and to the right", "diagonally down and right", "to the lower right", "down-right"),
+    "down-left": (
+        "down and left",
+        "down and to the left",
+        "diagonally down and left",
+        "to the lower left",
+        "down-left",
+    ),
+    "down-right": (
+        "down and right",
+        "down and to the right",
+        "diagonally down and right",
+        "to the lower right",
+        "down-right",
+    ),
 }
 SPEED_WORDS = {"slowly": ("slowly", "at a slow pace"), "middle": ("",), "quickly": ("quickly", "fast", "rapidly")}
 TURN_WORDS = {"clockwise": ("clockwise",), "counterclockwise": ("counterclockwise", "anticlockwise")}
-WRAP_WORDS = ("and wraps around", "and comes back on the other side"), ("and wrapping around", "and coming back on the other side")
+WRAP_WORDS = (
+    ("and wraps around", "and comes back on the other side"),
+    ("and wrapping around", "and coming back on the other side"),
+)
 BACKGROUND_WORDS = {
     "black": ("on a black background", "against black", "in front of a black wall"),
     "grey": ("on a grey background", "against grey", "on a gray background", "in front of a grey wall"),
@@ -289,7 +308,9 @@ def _dress(rng: np.random.Generator, sentence: str) -> str:
     if kind < 0.50:
         return sentence.upper()
     capital = sentence[0].upper() + sentence[1:]
-    return capital if kind < 0.62 else f"{capital}." if kind < 0.95 else f"{capital}!" if kind < 0.97 else f"{sentence}."
+    return (
+        capital if kind < 0.62 else f"{capital}." if kind < 0.95 else f"{capital}!" if kind < 0.97 else f"{sentence}."
+    )
 
 
 def caption(scene: Scene, rng: np.random.Generator, split: Split = "train") -> str:

@@ -39,7 +39,8 @@ def _start(rng: np.random.Generator, body: Body, height: int, width: int) -> Bod
         way = words.UNIT[body.direction][axis] * words.VELOCITY[body.speed] if body.motion == "moves" else 0.0
         if body.edge == "wrap" and way:  # in sight again within 17 frames, on the other side
             gap = 0.35 * words.VELOCITY[body.speed] * _TIMES[-1]
-            low, high = sorted((side / 2 + np.sign(way) * (side / 2 - gap), side / 2 + np.sign(way) * (side / 2 - gap - 0.2)))
+            far, near = (side / 2 + np.sign(way) * (side / 2 - gap - spread) for spread in (0.2, 0.0))
+            low, high = min(far, near), max(far, near)
         elif way:
             spread = max(high - low - abs(way) * _AHEAD, min(_LEAST_SPREAD, high - low))
             low, high = (low, low + spread) if way > 0 else (high - spread, high)
@@ -51,7 +52,10 @@ def _start(rng: np.random.Generator, body: Body, height: int, width: int) -> Bod
 
 
 def _words_of(body: Body) -> dict[str, str]:
-    return {name: getattr(body, name) for name in ("shape", "colour", "size", "motion", "direction", "speed", "edge", "turn")}
+    return {
+        name: getattr(body, name)
+        for name in ("shape", "colour", "size", "motion", "direction", "speed", "edge", "turn")
+    }
 
 
 def hidden(scene: Scene, height: int = 64, width: int = 64) -> float:
@@ -61,7 +65,12 @@ def hidden(scene: Scene, height: int = 64, width: int = 64) -> float:
     bad = np.zeros(len(_TIMES))
     for i, body in enumerate(scene.bodies):
         inside = 0.0 if body.edge == "wrap" else 0.5 * track.radius[i]
-        out = (track.x[i] < inside) | (track.x[i] > width - inside) | (track.y[i] < inside) | (track.y[i] > height - inside)
+        out = (
+            (track.x[i] < inside)
+            | (track.x[i] > width - inside)
+            | (track.y[i] < inside)
+            | (track.y[i] > height - inside)
+        )
         bad += out * (0.5 if body.edge == "wrap" else 1.0)
     if len(scene.bodies) == 2:
         apart = np.hypot(track.x[0] - track.x[1], track.y[0] - track.y[1])
@@ -111,7 +120,9 @@ def _body(rng: np.random.Generator, given: Mapping[str, str | None], not_colour:
     free = {name: value for name, value in given.items() if value is not None}
     unknown = set(free) - set(_words_of(Body("circle", "red")))
     if unknown:
-        raise BadInput(f"An object of toyworld has no {', '.join(sorted(unknown))}; it has {', '.join(_words_of(Body('', '')))}.")
+        raise BadInput(
+            f"An object of toyworld has no {', '.join(sorted(unknown))}; it has {', '.join(_words_of(Body('', '')))}."
+        )
     direction = free.get("direction")
     motion = free.get("motion") or ("moves" if direction else _choice(rng, words.MOTIONS))
     shapes = [s for s in words.SHAPES if motion != "spins" or s not in words.ROUND]

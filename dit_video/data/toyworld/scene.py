@@ -36,7 +36,12 @@ RGB = {  # of an object in daylight, before its shading; sRGB in [0, 1]
     "pink": (1.00, 0.52, 0.76),
     "white": (0.97, 0.97, 0.97),
 }
-PLAIN_RGB = {"black": (0.04, 0.04, 0.04), "grey": (0.46, 0.46, 0.46), "white": (0.94, 0.94, 0.94), "sky": (0.46, 0.71, 0.92)}
+PLAIN_RGB = {
+    "black": (0.04, 0.04, 0.04),
+    "grey": (0.46, 0.46, 0.46),
+    "white": (0.94, 0.94, 0.94),
+    "sky": (0.46, 0.71, 0.92),
+}
 # Two tones of a pattern: nearly grey, so that an object is the only saturated thing in the picture.
 TONES = {
     "slate": ((0.20, 0.22, 0.26), (0.38, 0.41, 0.46)),
@@ -175,4 +180,6 @@ def from_json(text: str) -> Scene:
         fields = json.loads(text)
         return check(Scene(**(fields | {"bodies": tuple(Body(**body) for body in fields["bodies"])})))
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"This is not a scene ({error}); a scene is the JSON that `dit-video data toyworld` writes.") from error
+        raise BadInput(
+            f"This is not a scene ({error}); a scene is the JSON that `dit-video data toyworld` writes."
+        ) from error
