@@ -19,11 +19,11 @@ from dit_video.data.pool import Pool, PoolStream
 from dit_video.diffusion.flow import RectifiedFlow, flow_loss, training_time
 from dit_video.models.dit import DiT, DiTConfig
 from dit_video.models.text import TextConfig, TextEncoder
-from dit_video.models.tokenizer import Tokenizer
+from dit_video.models.tokenizer import Tokenizer, train
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
 from dit_video.train.experiment import Experiment
-from dit_video.weights.checkpoints import Run, load_any, load_vae
+from dit_video.weights.checkpoints import Run, load_any, load_vae, scheduler
 from dit_video.weights.model import Defaults, Model
 
 
@@ -69,7 +69,7 @@ class Denoise:
         weights on board, and a tokenizer trained on the captions) and keeps a copy. Raises `BadInput` when sizes do not
         fit one another.
         """
-        start = load_any(experiment.init) if experiment.init and not run.has_base() else None
+        start = load_any(experiment.init) if experiment.init and not run.has_checkpoint() else None
         if run.has_base():
             config, params, tokenizer = run.load_base()
         else:
@@ -87,6 +87,8 @@ class Denoise:
             raise BadInput(
                 f"dit.text_dim={dit.text_dim}, but the text encoder's width is {text.width}: they must agree"
             )
+        if text.vocab < len(tokenizer):
+            raise BadInput(f"text.vocab={text.vocab}, but the tokenizer has {len(tokenizer)} pieces")
         if dit.in_channels != config.z or dit.out_channels != config.z:
             raise BadInput(
                 f"dit.in_channels={dit.in_channels}, out_channels={dit.out_channels}, but the VAE has {config.z}"
@@ -99,7 +101,7 @@ class Denoise:
         assert self.text is not None, "without --init the text encoder's sizes are given"
         captions = experiment.data.open(experiment.buckets).captions(self.tokenizer_captions)
         log.info("training a tokenizer of %d pieces on %d captions", self.text.vocab, len(captions))
-        return Tokenizer.train(captions, self.text.vocab, run.path / "tokenizer")
+        return train(captions, self.text.vocab)
 
     def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         return {"dit": DiT(self.dit, rules, rngs=rngs), "text": TextEncoder(self.text, rules, rngs=rngs)}
@@ -133,23 +135,12 @@ class Denoise:
             text=self.text,
             params={"dit": params["dit"], "vae": base.vae_params, "text": params["text"]},
             tokenizer=base.tokenizer,
-            scheduler=scheduler(self.path),
+            scheduler=scheduler(self.path.shift),
             defaults=self.defaults,
         )
 
-
-def scheduler(path: RectifiedFlow) -> dict[str, Any]:
-    """`scheduler_config.json` of a flow with this path's shift."""
-    return {
-        "_class_name": "UniPCMultistepScheduler",
-        "num_train_timesteps": 1000,
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": path.shift,
-        "solver_order": 2,
-        "solver_type": "bh2",
-        "final_sigmas_type": "zero",
-    }
+    def finish(self, params: dict[str, Any], experiment: Experiment, base: Base, run: Run) -> None:
+        """Nothing is missing: VAE and tokenizer were kept from the start."""
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

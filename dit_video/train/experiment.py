@@ -48,7 +48,12 @@ class Objective(Protocol):
         ...
 
     def model(self, params: dict[str, Any], base: Any) -> Any:
-        """A `weights.model.Model` with these parameters: what is sampled from and what leaves."""
+        """What samples are made from: a `weights.model.Model` with these parameters, or, of a VAE, a module."""
+        ...
+
+    def finish(self, params: dict[str, Any], experiment: "Experiment", base: Any, run: Any) -> None:
+        """After the last step, with the longest average: what a run leaves besides its checkpoints (a VAE measures the
+        mean and std of its latents and writes `vae/` with `weights.checkpoints.save_part`)."""
         ...
 
 

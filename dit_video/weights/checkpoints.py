@@ -1,0 +1,342 @@
+"""Training state on disk: Orbax checkpoints with checksums of our own, and the run folder around them.
+
+Orbax returns bit-rotted data without an error and does not fall back from a broken latest step, so every array's
+checksum is stored beside it, and a checkpoint that does not load or does not agree is left for the one before it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt32
+
+from dit_video.core.config import from_dict, to_dict
+from dit_video.core.errors import BadInput, DitVideoError, MissingError
+from dit_video.core.log import log
+from dit_video.models.tokenizer import Tokenizer
+from dit_video.models.vae import VAEConfig
+from dit_video.weights.model import Defaults, Model
+
+SEPARATOR = "/"
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """One level: `{"params/dit/blocks/up/kernel": array}`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {SEPARATOR.join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in p): x for p, x in leaves}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten` for dicts; names that are whole numbers become int keys again, as NNX has them."""
+    tree: dict[Any, Any] = {}
+    for path, x in flat.items():
+        *parents, last = [int(name) if name.isdigit() else name for name in path.split(SEPARATOR)]
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = x
+    return tree
+
+
+@jax.jit
+def checksums(flat: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    """One number for every array, the same for every layout on a mesh: the sum, modulo 2^32, of its 32-bit words, each
+    times an odd number that tells its place. A word that changes always changes the sum."""
+
+    def one(x: Array) -> Array:
+        if x.dtype.itemsize == 4:
+            words = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        elif x.dtype.itemsize == 2:
+            words = jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32)
+        else:
+            words = x.astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+
+    return {name: one(x) for name, x in flat.items()}
+
+
+class Broken(DitVideoError):
+    """A checkpoint that does not load, or whose arrays are not those that were saved."""
+
+
+class Checkpoints:
+    """Steps of a run, the newest `keep` of them. Saving is asynchronous; a copy is taken before it returns."""
+
+    def __init__(self, path: str | os.PathLike[str], keep: int = 3):
+        import orbax.checkpoint as ocp
+
+        self.path, self.ocp = Path(path).absolute(), ocp
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "about"))
+
+    def steps(self) -> list[int]:
+        """Steps that were written to the end, by what stands on the disk."""
+        return sorted(int(s) for s in self.manager.all_steps(read=True))
+
+    def save(self, step: int, state: Any, about: dict[str, Any], wait: bool = False) -> None:
+        """Saves a tree of arrays and plain data about it. A step that is there already stays as it is."""
+        if step not in self.manager.all_steps():
+            # The next step is given the state's own buffers to write into: what is being saved must be a copy.
+            flat = jax.tree.map(jnp.copy, flatten(state))
+            sums = {name: int(x) for name, x in jax.device_get(checksums(flat)).items()}
+            shapes = {name: list(x.shape) for name, x in flat.items()}
+            about = about | {"step": step, "checksums": sums, "shapes": shapes}
+            args = self.ocp.args
+            self.manager.save(step, args=args.Composite(state=args.PyTreeSave(flat), about=args.JsonSave(about)), force=True)
+        if wait:
+            self.manager.wait_until_finished()
+
+    def about(self, step: int) -> dict[str, Any]:
+        """The plain data of a step. Raises `Broken`."""
+        args = self.ocp.args
+        try:
+            return self.manager.restore(step, args=args.Composite(about=args.JsonRestore()))["about"]
+        except Exception as error:
+            raise Broken(f"step {step} of {self.path} cannot be read: {error}") from error
+
+    def restore(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+        """Some or all arrays of a step, laid out by the shardings in `wanted`. Raises `Broken` when they do not load or
+        when a checksum disagrees."""
+        args, about = self.ocp.args, self.about(step)
+        how = self.ocp.checkpoint_utils.construct_restore_args(dict(wanted))
+        try:
+            arrays = args.PyTreeRestore(dict(wanted), restore_args=how, partial_restore=True)
+            flat = dict(self.manager.restore(step, args=args.Composite(state=arrays))["state"])
+        except Exception as error:
+            raise Broken(f"step {step} of {self.path} cannot be read: {error}") from error
+        found = jax.device_get(checksums(flat))
+        wrong = [name for name, x in found.items() if int(x) != about["checksums"].get(name)]
+        if wrong:
+            raise Broken(f"step {step} of {self.path} is damaged: {wrong[0]} and {len(wrong) - 1} more do not have their checksum")
+        return flat
+
+    def latest(self, use: Callable[[int], Any], step: int | None = None) -> tuple[int, Any] | None:
+        """`(step, use(step))` for the newest step that is not broken, each broken one named in the log; None when there is
+        no checkpoint. With `step` that one and no other. Raises `Broken` when there are some and none is whole."""
+        steps = self.steps()
+        if step is not None:
+            if step not in steps:
+                raise BadInput(f"{self.path} has no step {step}. It has {', '.join(map(str, steps)) or 'none'}.")
+            steps = [step]
+        for candidate in reversed(steps):
+            try:
+                return candidate, use(candidate)
+            except Broken as error:
+                if step is not None:
+                    raise
+                log.warning("%s; trying the one before", error)
+        if steps:
+            raise Broken(f"{self.path}: none of the steps {', '.join(map(str, steps))} can be read")
+        return None
+
+    def forget_after(self, step: int) -> None:
+        """Removes the steps beyond `step`: a run that goes on from an earlier step makes them anew."""
+        self.manager.wait_until_finished()
+        for later in [s for s in self.steps() if s > step]:
+            log.info("removing step %d: the run goes on from step %d", later, step)
+            self.manager.delete(later)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+class Run:
+    """A run folder: experiment.json, metrics.jsonl, checkpoints/, samples/, and what was trained against (vae/,
+    tokenizer/), so that it can be generated with by itself."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+
+    @classmethod
+    def is_run(cls, path: str | os.PathLike[str]) -> bool:
+        return (Path(path) / "experiment.json").is_file()
+
+    def create(self) -> None:
+        """Makes the folder. Raises `BadInput` when it cannot be written."""
+        try:
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--workdir {self.path} cannot be written: {error.strerror}") from error
+
+    def put_aside(self) -> None:
+        """Renames the checkpoints and metrics of an earlier run in the same folder to `*.1`, `*.2`, ..."""
+        for name in ("checkpoints", "metrics.jsonl", "samples", "experiment.json", "vae", "tokenizer"):
+            old = self.path / name
+            if old.exists():
+                number = next(n for n in range(1, 10_000) if not (self.path / f"{name}.{n}").exists())
+                old.rename(self.path / f"{name}.{number}")
+
+    def checkpoints(self, keep: int = 3) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", keep)
+
+    def save_experiment(self, experiment: Any) -> None:
+        text = json.dumps(to_dict(experiment), indent=1)
+        temporary = self.path / "experiment.json.partial"
+        temporary.write_text(text + "\n")
+        os.replace(temporary, self.path / "experiment.json")
+
+    def experiment(self) -> dict[str, Any] | None:
+        """The plain data of experiment.json, or None for a new run. Raises `BadInput` when it cannot be read."""
+        file = self.path / "experiment.json"
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise BadInput(f"{file} cannot be read: {error}. Use another --workdir.") from error
+
+    def resolved(self, name: str) -> Any:
+        """A field of the stored objective, as an object; None when there is none."""
+        data = (self.experiment() or {}).get("objective", {}).get(name)
+        return None if data is None else from_dict(data)
+
+    def has_base(self) -> bool:
+        return (self.path / "tokenizer").is_dir() and (self.path / "vae" / "config.json").is_file()
+
+    def has_checkpoint(self) -> bool:
+        folder = self.path / "checkpoints"
+        return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+
+    def save_base(self, vae: VAEConfig, params: Any, tokenizer: Tokenizer) -> None:
+        """Keeps the frozen VAE and the tokenizer."""
+        tokenizer.save(self.path / "tokenizer")
+        save_part(self.path / "vae", vae, params)
+
+    def load_base(self) -> tuple[VAEConfig, Any, Tokenizer]:
+        config, params = load_part(self.path / "vae")
+        return config, params, Tokenizer.from_folder(self.path / "tokenizer")
+
+
+def save_part(folder: Path, config: Any, params: Any) -> None:
+    """One component: config.json and weights.safetensors under our own names. Appears whole or not at all."""
+    from safetensors.numpy import save_file
+
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    # The writer of safetensors scrambles arrays that are not contiguous, without a word.
+    flat = {name: np.ascontiguousarray(x) for name, x in flatten(jax.device_get(params)).items()}
+    save_file(flat, temporary / "weights.safetensors")
+    (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def load_part(folder: Path) -> tuple[Any, Any]:
+    """The inverse of `save_part`. Raises `MissingError` when it is not there."""
+    from safetensors.numpy import load_file
+
+    if not (folder / "config.json").is_file():
+        raise MissingError(f"{folder} is not there: the run was not made to the end of its first minute")
+    return from_dict(json.loads((folder / "config.json").read_text())), nested(load_file(folder / "weights.safetensors"))
+
+
+def choose_ema(decays: list[float], wanted: str | float | None) -> str:
+    """The name in a checkpoint of the weights that are meant: None the longest average, `"none"` those that are trained,
+    else the average of that decay. Raises `BadInput` with those that there are."""
+    if wanted is None:
+        return f"ema{SEPARATOR}{decays.index(max(decays))}"
+    if wanted == "none":
+        return "params"
+    try:
+        return f"ema{SEPARATOR}{decays.index(float(wanted))}"
+    except ValueError:
+        raise BadInput(f"ema={wanted}: this run has {', '.join(map(str, decays))}, and 'none'") from None
+
+
+def load_params(path: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None) -> tuple[int, Any]:
+    """(step, parameters) of a run on this process's first device: `{"dit": ..., "text": ...}` or `{"vae": ...}`."""
+    run = Run(path)
+    experiment = run.experiment()
+    if experiment is None:
+        raise MissingError(f"{path} is not a run: it has no experiment.json")
+    prefix = choose_ema(list(experiment["ema"]), ema) + SEPARATOR
+    checkpoints = run.checkpoints()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def use(candidate: int) -> Any:
+        shapes = checkpoints.about(candidate)["shapes"]
+        wanted = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here)
+            for name, shape in shapes.items()
+            if name.startswith(prefix)
+        }
+        flat = checkpoints.restore(candidate, wanted)
+        return nested({name.removeprefix(prefix): x for name, x in flat.items()})
+
+    found = checkpoints.latest(use, step)
+    checkpoints.close()
+    if found is None:
+        raise MissingError(f"{path} has no checkpoint yet: train for {experiment['checkpoint_every']} steps, or stop it once")
+    return found
+
+
+def load_run(path: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None) -> Model:
+    """The model of a denoiser's run, with averaged weights. `ema` as in `choose_ema`; `step`: not the newest one.
+
+    Raises `MissingError` when the folder is no run or has no checkpoint, `BadInput` for a run of a VAE.
+    """
+    run = Run(path)
+    dit, text = run.resolved("dit"), run.resolved("text")
+    if run.experiment() is not None and (dit is None or text is None):
+        raise BadInput(f"{path} is a run of a VAE: give it to --vae; a video needs a run of a denoiser")
+    found, params = load_params(path, ema, step)
+    log.debug("%s: step %d", path, found)
+    vae, vae_params, tokenizer = run.load_base()
+    return Model(
+        dit=dit,
+        vae=vae,
+        text=text,
+        params={"dit": params["dit"], "vae": vae_params, "text": params["text"]},
+        tokenizer=tokenizer,
+        scheduler=scheduler(run.resolved("path").shift),
+        defaults=run.resolved("defaults") or Defaults(),
+    )
+
+
+def scheduler(shift: float) -> dict[str, Any]:
+    """`scheduler_config.json` for a flow of this shift, as the Wan pipelines have it."""
+    return {
+        "_class_name": "UniPCMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": shift,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "final_sigmas_type": "zero",
+    }
+
+
+def load_any(name: str | None) -> Model:
+    """A model folder, a run folder, or (None, "board") the weights on board."""
+    from dit_video.weights.folder import load_model
+
+    if name is not None and name != "board" and Run.is_run(name):
+        return load_run(name)
+    return load_model(None if name == "board" else name)
+
+
+def load_vae(name: str | None) -> tuple[VAEConfig, Any]:
+    """The VAE of a model folder, of a run of either kind, or (None, "board") of the weights on board."""
+    if name is not None and name != "board" and Run.is_run(name):
+        run = Run(name)
+        if run.has_base():
+            config, params, _ = run.load_base()
+            return config, params
+        if (run.path / "vae" / "config.json").is_file():
+            return load_part(run.path / "vae")
+        return run.resolved("vae"), load_params(name)[1]["vae"]
+    model = load_any(name)
+    return model.vae, model.params["vae"]
