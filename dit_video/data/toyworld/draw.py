@@ -11,7 +11,7 @@ import numpy as np
 
 from dit_video.core.errors import BadInput
 from dit_video.data.toyworld import scene as words
-from dit_video.data.toyworld.motion import BodyArrays, body_arrays, pack, screen_track
+from dit_video.data.toyworld.motion import BodyArrays, pack, screen_track
 from dit_video.data.toyworld.scene import Body, Scene, check
 
 _TIMES = np.arange(17, dtype=np.float32) / np.float32(words.FPS)
@@ -152,9 +152,9 @@ def make_scene(
     """A scene of the words that are given: shape, colour, size, motion, direction, speed, edge, turn (of the first
     object; `second` has those of another), background, light, camera.
 
-    What is left out is what a prompt means that does not say it: one object of medium size and middle speed that bounces
-    off the walls, by day, before a static camera, on any plain background (on a checkered or striped one if the camera
-    is not static). Shape, colour, motion and direction that are left out are drawn. Raises `BadInput` for words that do
+    What is left out is what a prompt means that does not say it: one object of medium size and middle speed that
+    bounces off the walls, by day, before a static camera, on any plain background (on a checkered or
+    striped one if the camera is not static). Shape, colour, motion and direction that are left out are drawn. Raises `BadInput` for words that do
     not exist or do not go together.
     """
     wanted = [first] if second is None else [first, second]

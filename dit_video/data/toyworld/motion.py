@@ -104,8 +104,8 @@ class Track(NamedTuple):
 
 def _fold(start: Any, travel: Any, before: Any, after: Any, side: Any, wrap: Any, xp: Any) -> Any:
     """Place after a way of `travel` from `start`, in a room of [0, side], of an object that reaches `before` to the one
-    and `after` to the other wall. Bounce: a triangle wave. Wrap: modulo, so wide that the object is out of sight when it
-    changes sides."""
+    and `after` to the other wall. Bounce: a triangle wave. Wrap: modulo, so wide that the object is out of sight
+    when it changes sides."""
     low, room = before, xp.maximum(side - before - after, 1e-6)
     start = xp.clip(start, low, low + room)
     bounced = low + room - xp.abs((start + travel - low) % (2 * room) - room)

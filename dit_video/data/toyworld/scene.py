@@ -1,8 +1,8 @@
 """The exact scene: words for what a caption may say, numbers for what it leaves open.
 
 Units: lengths are in units of m = min(height, width) of the frame, positions in fractions of the frame (x to the right,
-y down), times in seconds, angles in radians, clockwise as seen on the screen. Every motion is a closed form in time, so a
-scene has frames for any duration and any one of them can be made alone.
+y down), times in seconds, angles in radians, clockwise as seen on the screen. Every motion is a closed form in time, so
+a scene has frames for any duration and any one of them can be made alone.
 """
 
 import json
@@ -83,8 +83,8 @@ ROUND = ("circle", "ring")  # nobody sees them spin
 @dataclass(frozen=True)
 class Body:
     """One object. `x`, `y`: its place at time 0 in fractions of the frame; of the orbit's centre if it circles; if it
-    bounces, `y` is its place when it stands on the floor. `phase` in [0, 1): of the hop, of the orbit, or the first angle
-    of a spin, in turns; 0 otherwise. `direction` only if it moves, `turn` only if it circles or spins, else "".
+    bounces, `y` is its place when it stands on the floor. `phase` in [0, 1): of the hop, of the orbit, or the first
+    angle of a spin, in turns; 0 otherwise. `direction` only if it moves, `turn` only if it circles or spins, else "".
     """
 
     shape: str

@@ -73,8 +73,9 @@ def sample_scene(
 ) -> Scene:
     """A scene of the world, or of one side of the split.
 
-    plain: share of scenes that a plain prompt asks for (one medium object on a plain background, by day, before a static
-    camera, at middle speed). two: share of two objects among the others. Raises nothing; draws until the split has it.
+    plain: share of scenes that a plain prompt asks for (one medium object on a plain background, by day, before a
+    static camera, at middle speed). two: share of two objects among the others. Both shares hold exactly, whatever the
+    split rejects: what is rejected is drawn again of the same kind.
     """
     is_plain, has_two = rng.random() < plain, rng.random() < two
     while True:
