@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from dit_video.core.errors import BadInput
 
 Heads = Float[Array, "B L n K"]
+Keys = Float[Array, "B S n K"]
 
 
-def plain(q: Heads, k: Heads, v: Heads, bias: Float[Array, "B S"] | None, scale: float) -> Heads:
+def plain(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: float) -> Heads:
     """Softmax over all keys at once, float32 inside: memory grows with L * S (Vaswani et al. 2017, eq. 1)."""
     logits = jnp.einsum("blnk,bsnk->bnls", q * jnp.asarray(scale, q.dtype), k, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -25,7 +26,7 @@ def plain(q: Heads, k: Heads, v: Heads, bias: Float[Array, "B S"] | None, scale:
 
 
 def chunked(
-    q: Heads, k: Heads, v: Heads, bias: Float[Array, "B S"] | None, scale: float, *, rows: int = 256
+    q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: float, *, rows: int = 256
 ) -> Heads:
     """The same for `rows` queries at a time, each chunk computed again for its gradient: memory grows with L + S,
     forward and backward. Queries are padded up to whole chunks."""
@@ -45,8 +46,8 @@ BACKENDS: dict[str, Callable[..., Heads]] = {"xla": plain, "chunked": chunked}
 
 def attention(
     q: Heads,
-    k: Float[Array, "B S n K"],
-    v: Float[Array, "B S n K"],
+    k: Keys,
+    v: Keys,
     *,
     bias: Float[Array, "B S"] | None = None,
     backend: str,
