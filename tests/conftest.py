@@ -1,4 +1,4 @@
-"""What every test gets: no network, a fixed seed, and eight fake devices."""
+"""What every test gets: no network, a fixed seed, eight fake devices, and the shapes in signatures checked."""
 
 import os
 
@@ -7,15 +7,45 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+import sys
+import types
+import typing
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
 
 # Eight devices on the CPU, so that shardings are tried for real; `make_mesh(shape, jax.devices()[:1])` is one device.
 # A setting and not an environment variable: processes that tests start see the machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def holds_shape(hint: typing.Any) -> bool:
+    """Whether an annotation has an array's shape in it."""
+    if isinstance(hint, type) and not typing.get_origin(hint):
+        return issubclass(hint, jaxtyping.AbstractArray)
+    return any(holds_shape(part) for part in typing.get_args(hint))
+
+
+def check_shapes(function: typing.Any) -> typing.Any:
+    """Checks a function's array annotations, and only those, whenever it is called or traced.
+
+    Constructors are left out: what is registered with JAX as a tree holds NumPy arrays, tracers and shapes in turn.
+    """
+    if not isinstance(function, types.FunctionType) or function.__name__ == "__init__":
+        return function
+    function.__annotations__ = {name: hint for name, hint in function.__annotations__.items() if holds_shape(hint)}
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function) if function.__annotations__ else function
+
+
+# The floors of mathematics; the borders (files, requests, the command line) take what users give and raise `BadInput`.
+sys.modules["shape_checks"] = types.ModuleType("shape_checks")
+sys.modules["shape_checks"].check = check_shapes
+floors = ("core", "nn", "models", "diffusion", "train")
+jaxtyping.install_import_hook([f"dit_video.{floor}" for floor in floors], "shape_checks.check")
 
 
 @pytest.fixture(scope="session")
