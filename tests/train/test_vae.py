@@ -1,0 +1,93 @@
+"""The VAE's objective by hand-made cases, a few steps that must help, and the latents' statistics."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dit_video.models.vae import VAE, VAEConfig
+from dit_video.train.vae import VAEObjective, gradient_difference, kl, latent_statistics, temporal_difference
+
+TINY = VAEConfig(base=4, z=4, mult=(1, 2), res_blocks=1, temporal=(True,), patch=2)
+
+
+def test_kl_of_a_standard_normal_is_zero_and_known_elsewhere():
+    zero = jnp.zeros((1, 1, 2, 2, 4))
+    assert kl(zero, zero) == 0
+    np.testing.assert_allclose(kl(zero + 2, zero), 2.0)  # mean^2 / 2
+    np.testing.assert_allclose(kl(zero, zero + np.log(4)), 0.5 * (4 - 1 - np.log(4)), rtol=1e-6)
+
+
+def test_temporal_difference_sees_change_only():
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 4, 4, 3)), jnp.float32)
+    assert temporal_difference(a, a + 0.5) < 1e-6  # a constant error does not flicker
+    flicker = jnp.asarray([0.0, 1.0, 0.0])[None, :, None, None, None]
+    np.testing.assert_allclose(temporal_difference(a, a + flicker), 1.0, rtol=1e-5)
+    assert temporal_difference(a[:, :1], a[:, 1:2]) == 0  # a still
+
+
+def test_gradient_difference_is_a_mean_over_scales():
+    a = jnp.zeros((1, 1, 8, 8, 3))
+    ramp = jnp.broadcast_to(jnp.arange(8.0)[:, None, None], a.shape)  # slope 1, then 2, then 4
+    np.testing.assert_allclose(gradient_difference(a, ramp, 1), 1.0)
+    np.testing.assert_allclose(gradient_difference(a, ramp, 3), (1 + 2 + 4) / 3, rtol=1e-6)
+    assert gradient_difference(a, a + 3, 3) == 0
+
+
+@pytest.fixture(scope="module")
+def model():
+    graph, params = nnx.split(VAE(TINY, rngs=nnx.Rngs(0)))
+    return graph, nnx.to_pure_dict(params)
+
+
+def video(frames=3, seed=0):
+    """Blobs that move: something that can be learnt."""
+    y, x = np.mgrid[:16, :16] / 16
+    shift = np.arange(frames)[:, None, None] * 0.2
+    one = np.sin(6 * (x[None] - shift) + 4 * y[None])[..., None] * np.array([1.0, 0.3, -0.8])
+    return jnp.asarray(np.stack([one, -one]) * 0.8, jnp.float32)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(model):
+    graph, params = model
+    objective = VAEObjective()
+    total, terms = objective.loss(graph, params, video(), jax.random.key(0))
+    by_hand = sum(getattr(objective, name) * terms[name] for name in ("l1", "l2", "temporal", "gradient", "kl"))
+    np.testing.assert_allclose(total, by_hand, rtol=1e-6)
+    np.testing.assert_allclose(terms["psnr"], -10 * np.log10(terms["l2"] / 4), rtol=1e-5)
+    only = replace(objective, l1=0.0, temporal=0.0, gradient=0.0, kl=0.0, l2=1.0)
+    np.testing.assert_allclose(only.loss(graph, params, video(), jax.random.key(0))[0], terms["l2"], rtol=1e-6)
+
+
+def test_steps_help_and_every_weight_takes_part(model):
+    graph, params = model
+    objective, optimizer = VAEObjective(), optax.adam(3e-3)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        (loss, terms), grads = jax.value_and_grad(lambda p: objective.loss(graph, p, video(), key), has_aux=True)(
+            params
+        )
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, loss, grads
+
+    losses = []
+    for n in range(30):
+        params, state, loss, grads = step(params, state, jax.random.key(n))
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(np.any(g != 0) for g in jax.tree.leaves(grads))
+
+
+def test_latent_statistics_are_those_of_all_positions():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal([1, -2], [0.5, 3], size=(n, 2, 4, 4, 2)) for n in (3, 5)]  # uneven: not a mean of means
+    mean, std = latent_statistics(lambda z: z, batches)
+    flat = np.concatenate(batches).reshape(-1, 2)
+    np.testing.assert_allclose(mean, flat.mean(0))
+    np.testing.assert_allclose(std, flat.std(0))
