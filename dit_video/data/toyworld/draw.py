@@ -11,7 +11,7 @@ import numpy as np
 
 from dit_video.core.errors import BadInput
 from dit_video.data.toyworld import scene as words
-from dit_video.data.toyworld.motion import BodyArrays, pack, screen_track
+from dit_video.data.toyworld.motion import scene_arrays, screen_track
 from dit_video.data.toyworld.scene import Body, Scene, check
 
 _TIMES = np.arange(17, dtype=np.float32) / np.float32(words.FPS)
@@ -61,7 +61,7 @@ def _words_of(body: Body) -> dict[str, str]:
 def hidden(scene: Scene, height: int = 64, width: int = 64) -> float:
     """How badly a scene is seen in its first 17 frames: frames in which an object's centre is near the edge or out of
     the picture, or in which two objects overlap; the first frame counts five times."""
-    track = screen_track(_one(scene), _TIMES, height, width)
+    track = screen_track(scene_arrays(scene), _TIMES, height, width)
     bad = np.zeros(len(_TIMES))
     for i, body in enumerate(scene.bodies):
         inside = 0.0 if body.edge == "wrap" else 0.5 * track.radius[i]
@@ -76,11 +76,6 @@ def hidden(scene: Scene, height: int = 64, width: int = 64) -> float:
         apart = np.hypot(track.x[0] - track.x[1], track.y[0] - track.y[1])
         bad += np.clip(1.3 - apart / (track.radius[0] + track.radius[1]), 0, None) * 4
     return float(bad.sum() + 4 * bad[0])
-
-
-def _one(scene: Scene) -> Any:
-    packed = pack([scene])
-    return type(packed)(BodyArrays(*(a[0] for a in packed.bodies)), *(a[0] for a in packed[1:]))
 
 
 def place(rng: np.random.Generator, scene: Scene, height: int = 64, width: int = 64) -> Scene:
@@ -116,7 +111,7 @@ def _choice(rng: np.random.Generator, options: Any) -> Any:
     return options[int(rng.integers(len(options)))]
 
 
-def _body(rng: np.random.Generator, given: Mapping[str, str | None], not_colour: tuple[str, ...]) -> Body:
+def _body(rng: np.random.Generator, given: Mapping[str, str | None], taken: tuple[str, ...], zooms: bool) -> Body:
     free = {name: value for name, value in given.items() if value is not None}
     unknown = set(free) - set(_words_of(Body("circle", "red")))
     if unknown:
@@ -124,11 +119,14 @@ def _body(rng: np.random.Generator, given: Mapping[str, str | None], not_colour:
             f"An object of toyworld has no {', '.join(sorted(unknown))}; it has {', '.join(_words_of(Body('', '')))}."
         )
     direction = free.get("direction")
-    motion = free.get("motion") or ("moves" if direction else _choice(rng, words.MOTIONS))
+    apart = {"spins"} if free.get("shape") in words.ROUND else set()
+    apart |= {"grows", "shrinks"} if zooms else set()
+    motions = [motion for motion in words.MOTIONS if motion not in apart]
+    motion = free.get("motion") or ("moves" if direction else _choice(rng, motions))
     shapes = [s for s in words.SHAPES if motion != "spins" or s not in words.ROUND]
     return Body(
         shape=free.get("shape") or _choice(rng, shapes),
-        colour=free.get("colour") or _choice(rng, [c for c in words.COLOURS if c not in not_colour]),
+        colour=free.get("colour") or _choice(rng, [c for c in words.COLOURS if c not in taken]),
         size=free.get("size") or "medium",
         motion=motion,
         direction=direction or (_choice(rng, words.DIRECTIONS) if motion == "moves" else ""),
@@ -153,16 +151,16 @@ def make_scene(
     object; `second` has those of another), background, light, camera.
 
     What is left out is what a prompt means that does not say it: one object of medium size and middle speed that
-    bounces off the walls, by day, before a static camera, on any plain background (on a checkered or
-    striped one if the camera is not static). Shape, colour, motion and direction that are left out are drawn. Raises `BadInput` for words that do
-    not exist or do not go together.
+    bounces off the walls, by day, before a static camera, on any plain background (on a checkered or striped one if the
+    camera is not static). Shape, colour, motion and direction that are left out are drawn from what goes with the rest.
+    Raises `BadInput` for words that do not exist or do not go together.
     """
     wanted = [first] if second is None else [first, second]
     colours = tuple(one["colour"] for one in wanted if one.get("colour"))
     bodies: list[Body] = []
     for one in wanted:
         taken = (*colours, *(body.colour for body in bodies), *(("white",) if background == "white" else ()))
-        bodies.append(_body(rng, one, taken))
+        bodies.append(_body(rng, one, taken, (camera or "").startswith("zooms")))
     light, camera = light or "day", camera or "static"
     if background is None:
         options = words.PLAIN if camera == "static" else ("checkered", "striped")
