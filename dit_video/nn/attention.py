@@ -25,9 +25,7 @@ def plain(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: f
     return jnp.einsum("bnls,bsnk->blnk", weights, v)
 
 
-def chunked(
-    q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: float, *, rows: int = 256
-) -> Heads:
+def chunked(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: float, *, rows: int = 256) -> Heads:
     """The same for `rows` queries at a time, each chunk computed again for its gradient: memory grows with L + S,
     forward and backward. Queries are padded up to whole chunks."""
     B, L, n, K = q.shape
