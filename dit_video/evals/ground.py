@@ -1,7 +1,7 @@
 """What is behind the objects: background, light and camera of a clip, by trying every one that there is.
 
-Light multiplies: a pixel is (what is there) * exposure, and exposure is known for each of the three lights. So a clip is
-divided by each of them in turn, and the light is the one after which most pixels have the colour of some background.
+Light multiplies: a pixel is (what is there) * exposure, and exposure is known for each of the three lights. So a clip
+is divided by each of them in turn, and the light is the one after which most pixels have the colour of some background.
 """
 
 from functools import lru_cache
@@ -55,32 +55,39 @@ def to_tones(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
         start, way = np.float32(SHADOW * low), np.float32((1.05 - SHADOW) * low)
     else:
         start, way = np.float32(SHADOW * low), np.float32(1.03 * high - SHADOW * low)
-    along = (pixels - start) @ (way / (way @ way))
-    off = pixels - start - np.clip(along, 0, 1)[..., None] * way
-    return along, np.sqrt(np.einsum("...c,...c->...", off, off))
+    off = pixels - start
+    return nearest_on(off, way)
+
+
+def nearest_on(off: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where on the way from 0 the point nearest to `off` (..., 3) is, unclipped, and the distance to the clipped one."""
+    length = way @ way
+    along = off @ (way / length)
+    on = np.clip(along, 0, 1)
+    square = off[..., 0] ** 2 + off[..., 1] ** 2 + off[..., 2] ** 2 + on * (on - 2 * along) * length
+    return along, np.sqrt(np.maximum(square, 0))
 
 
 def find(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Ground:
     """The ground of a clip; frames in [0, 1]."""
     count, height, width, _ = frames.shape
-    light_of, some = exposures(height, width), frames[np.unique(np.linspace(0, count - 1, 4).astype(int)), ::2, ::2]
+    light_of, some = exposures(height, width), frames[np.unique(np.linspace(0, count - 1, 4).astype(int)), 1::3, 1::3]
     best_plain, best_pattern = (0.0, "", "", np.zeros(3), np.zeros(3)), (0.0, "", "", np.zeros(3), np.zeros(3))
 
     def share(distance: np.ndarray) -> float:
         return float(np.exp(-((distance / _SPREAD) ** 2)).mean())
 
     for light, exposure in zip(words.LIGHTS, light_of, strict=True):
-        day = (some / exposure[::2, ::2]).reshape(-1, 3)
+        day = (some / exposure[1::3, 1::3]).reshape(-1, 3)
         for name, rgb in words.PLAIN_RGB.items():
             if name == "black" and light != "day":
                 continue
             tone = np.float32(rgb)
-            best_plain = max(best_plain, (share(np.linalg.norm(day - tone, axis=-1)), name, light, tone, tone), key=_first)
+            distance = np.sqrt(((day - tone) ** 2) @ np.ones(3, np.float32))
+            best_plain = max(best_plain, (share(distance), name, light, tone, tone), key=_first)
         for tones in words.TONES.values():
             low, high = np.float32(tones)
-            way = high - low
-            along = np.clip((day - low) @ (way / (way @ way)), 0, 1)
-            distance = np.linalg.norm(day - low - along[:, None] * way, axis=-1)
+            _, distance = nearest_on(day - low, high - low)
             best_pattern = max(best_pattern, (share(distance), "", light, low, high), key=_first)
     still = np.ones(count), np.zeros(count), np.zeros(count)
     plain = _FLAT * best_plain[0] >= best_pattern[0]
@@ -122,10 +129,8 @@ def _pattern(day: np.ndarray, low: np.ndarray, high: np.ndarray, fps: float) -> 
     """Name of the pattern, of the camera, how well they match, and the view, from a clip in daylight."""
     count, height, width, _ = day.shape
     m = float(min(height, width))
-    way = high - low
-    along = (day - low) @ (way / (way @ way))
-    off = day - low - np.clip(along, 0, 1)[..., None] * way
-    weight = np.float32(np.linalg.norm(off, axis=-1) < 0.12) * (np.abs(along - 0.5) < 0.8)
+    along, distance = nearest_on(day - low, high - low)
+    weight = np.float32((distance < 0.12) & (np.abs(along - 0.5) < 0.8))
     along = np.clip(along, 0, 1)
     y = (np.arange(height) + 0.5 - height / 2)[:, None] + np.zeros(width)
     x = (np.arange(width) + 0.5 - width / 2) + np.zeros((height, 1))
@@ -167,5 +172,6 @@ def _camera(along, weight, name, angle, offset, x, y, m, fps) -> tuple[str, floa
 
     best = max(((match(look(camera)), camera, 0.0) for camera in words.CAMERAS[:-1]), key=_first)
     if count > 1:
-        best = max([best, *((match(look("handheld", phase)), "handheld", phase) for phase in np.arange(24) / 24)], key=_first)
+        shaken = [(match(look("handheld", phase)), "handheld", phase) for phase in np.arange(24) / 24]
+        best = max([best, *shaken], key=_first)
     return best[1], best[0], look(best[1], best[2])

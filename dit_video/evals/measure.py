@@ -1,8 +1,9 @@
 """What is seen in a clip. The toyworld's renderer, backwards: frames in, the words and numbers of a scene out.
 
-It knows the world (the lists and constants of `dit_video.data.toyworld`) and nothing of the prompt. Background and light
-come first (`ground`); what does not have the background's colours is an object; objects have different colours, so a
-colour is an object, in one piece, in every frame; its outline gives the shape (`outline`), its way the motion (`path`).
+It knows the world (the lists and constants of `dit_video.data.toyworld`) and nothing of the prompt. Background and
+light come first (`ground`); what does not have the background's colours is an object; objects have different colours,
+so a colour is an object, in one piece, in every frame; its outline gives the shape (`outline`), its way the motion
+(`path`).
 What cannot be read so is not guessed: the reading says why, and the score counts it as wrong.
 """
 
@@ -22,7 +23,8 @@ from dit_video.evals.ground import Ground
 _CELLS = 40  # of the colour table, per unit of daylight
 _DEPTH = int(1.25 * _CELLS) + 1
 _CONTRAST = 0.13  # from the background's colours, in daylight: below it a pixel is background whatever else
-_SMALLEST = 0.004  # m^2: nothing smaller is an object; a small one that has shrunk has 0.0045 and more, as a disk 0.0064
+_SMALLEST = 0.0036  # m^2: nothing smaller is an object; this is a small star that has shrunk
+_SURE = 0.15  # from what an object's colour can be: nearer pixels are not a blur of it with something else
 _AGREE = 0.8  # share of the frames in which shape and colour must be the same
 _BLOB = 0.16  # relative squared error of an outline above which it is no shape
 
@@ -92,8 +94,7 @@ def _colour_table() -> Float[np.ndarray, "D D D N"]:
 
 
 def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Reading:
-    """Reads a clip. frames: uint8 RGB. Raises BadInput for anything else; a clip of one frame has no motion ("unclear").
-    """
+    """Reads a clip of uint8 RGB. Raises BadInput for anything else. A clip of one frame has no motion ("unclear")."""
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise BadInput(f"measure: frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}.")
@@ -128,7 +129,18 @@ def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Rea
 
 _PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a frame
 _PLANE[1] = True
-_CROSS = ndimage.generate_binary_structure(2, 1)[None]
+
+
+def _dilated(mask: Bool[np.ndarray, "T H W"], times: int = 1) -> Bool[np.ndarray, "T H W"]:
+    """Pixels of the mask and their four neighbours in the frame."""
+    for _ in range(times):
+        out = mask.copy()
+        for axis in (1, 2):
+            a, b = np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0)
+            a[1:] |= b[:-1]
+            a[:-1] |= b[1:]
+        mask = out
+    return mask
 
 
 def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[list[np.ndarray], list[str], str]:
@@ -142,18 +154,18 @@ def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[
         return [], [], "no object"
     cell = np.clip(np.rint(day[t, y, x] * _CELLS), 0, _DEPTH - 1).astype(int)
     distances = _colour_table()[cell[:, 0], cell[:, 1], cell[:, 2]]
-    vote = np.full(day.shape[:3], -1)
-    vote[t, y, x] = distances.argmin(-1)
-    core = ndimage.binary_erosion(inside, _CROSS)
-    names: list[int] = []
-    everywhere = np.bincount(vote[core & (vote >= 0)], minlength=len(words.COLOURS))
-    for i in np.argsort(-everywhere):
-        own = (vote == i) & core
-        for k in names:
-            own = ndimage.binary_opening(own, _CROSS) & ~_mixed(day, tones, words.COLOURS[k], own)
-        frames_with = (own.sum((1, 2)) > 0.35 * least).mean()
-        if frames_with > 0.35:
-            names.append(int(i))
+    votes, off = distances.argmin(-1), distances.min(-1)
+    seeds: dict[int, np.ndarray] = {}  # the pixels that are sure to have a colour
+    for i in np.argsort(-np.bincount(votes, minlength=len(words.COLOURS))):
+        mine = (votes == i) & (off < _SURE)
+        if mine.sum() < 0.1 * least * count:
+            continue
+        mine[mine] = ~_mixed(day[t, y, x][mine], tones, list(seeds))
+        sure = np.zeros(day.shape[:3], bool)
+        sure[t[mine], y[mine], x[mine]] = True
+        if (sure.sum((1, 2)) > 0.3 * least).mean() > 0.35:
+            seeds[int(i)] = sure
+    names = list(seeds)
     if not names:
         return [], [], "no object has a colour of this world"
     if len(names) > 2:
@@ -161,9 +173,13 @@ def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[
     whose = np.zeros(len(t), int)
     if len(names) == 2:
         # the soft rim between two colours can look like a third: it belongs to whichever sure pixel is nearest
-        seeds = np.stack([ndimage.binary_opening((vote == i) & core, _CROSS) for i in names])
-        _, where = ndimage.distance_transform_edt(~seeds.any(0), sampling=(1e3, 1, 1), return_indices=True)
-        whose = seeds[1][tuple(where[:, t, y, x])].astype(int)
+        first, second = seeds[names[0]], seeds[names[1]]
+        back = first.copy()
+        first[first] = ~_mixed(day[first], tones, names[1:])
+        if not first.any():
+            first = back
+        _, where = ndimage.distance_transform_edt(~(first | second), sampling=(1e3, 1, 1), return_indices=True)
+        whose = second[tuple(where[:, t, y, x])].astype(int)
     covers = []
     for k, i in enumerate(names):
         mine = whose == k
@@ -174,18 +190,17 @@ def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[
     return covers, [words.COLOURS[i] for i in names], ""
 
 
-def _mixed(day: np.ndarray, tones: np.ndarray, colour: str, where: np.ndarray) -> np.ndarray:
-    """Of the pixels `where`, those that can be a blur of the background and an object of that colour."""
-    pixels, rgb = day[where], np.array(words.RGB[colour])
+def _mixed(pixels: np.ndarray, tones: np.ndarray, colours: list[int]) -> np.ndarray:
+    """Of pixels (N, 3), those that can be a blur of an object of one of the colours with the background, or with the
+    object of the other."""
     off = np.full(len(pixels), np.inf)
-    for back in (tones[0] * grounds.SHADOW, *tones):
-        for own in (0.75 * rgb, 0.92 * rgb, rgb + 0.25 * (1 - rgb)):
-            way = own - back
-            along = np.clip((pixels - back) @ (way / (way @ way)), 0, 1)
-            off = np.minimum(off, np.linalg.norm(pixels - back - along[:, None] * way, axis=-1))
-    mixed = np.zeros_like(where)
-    mixed[where] = off < 0.12
-    return mixed
+    rgb = [np.array(words.RGB[words.COLOURS[i]]) for i in colours]
+    for k, own in enumerate(rgb):
+        for back in (tones[0] * grounds.SHADOW, *tones, *rgb[:k]):
+            for shaded in (0.75 * own, 0.92 * own, own + 0.25 * (1 - own)):
+                _, distance = grounds.nearest_on(pixels - back, shaded - back)
+                off = np.minimum(off, distance)
+    return off < 0.12
 
 
 @dataclass
@@ -205,13 +220,12 @@ def _silhouettes(cover: np.ndarray, free: np.ndarray) -> _Silhouettes:
     count, height, width = cover.shape
     labels, total = ndimage.label(cover > 0.5, _PLANE)
     sizes = np.bincount(labels.ravel(), minlength=total + 1)
-    frame_of = np.zeros(total + 1, int)
-    for t, window in enumerate(labels):
-        frame_of[np.unique(window)] = t
+    highest = np.maximum.accumulate(labels.reshape(count, -1).max(1))  # labels are given frame by frame
+    frame_of = np.searchsorted(highest, np.arange(total + 1))
     frame_of[0] = -1
     keep = np.zeros(total + 1, bool)
     pieces, hidden = np.zeros(count), np.zeros(count, bool)
-    blocked = ndimage.binary_dilation(~free, _CROSS, iterations=2)
+    blocked = _dilated(~free, 2)
     for t in range(count):
         own = np.flatnonzero(frame_of == t)
         if not len(own):
@@ -220,7 +234,7 @@ def _silhouettes(cover: np.ndarray, free: np.ndarray) -> _Silhouettes:
         largest = own[sizes[own].argmax()]
         pieces[t] = 1 - sizes[largest] / sizes[own].sum()
         keep[own if hidden[t] else largest] = True
-    chosen = ndimage.binary_dilation(keep[labels], _PLANE[:, :, :], iterations=2)
+    chosen = _dilated(keep[labels], 3)
     cover = np.where(chosen, cover, 0)
     area = cover.sum((1, 2))
     total_area = np.maximum(area, 1e-6)
@@ -274,8 +288,8 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
     motion = path.fit(sighting)
     first = size[seen][0] if motion.kind in ("grows", "shrinks") else np.median(size[seen])
     found = Object(
-        colour, name, path.nearest(float(first), words.RADIUS), motion.kind, motion.direction, motion.speed, motion.turn,
-        motion.edge, motion.rate, track, s.area / m**2, size, angle, seen, share, 1.0, middle, motion.error,
+        colour, name, path.nearest(float(first), words.RADIUS), motion.kind, motion.direction, motion.speed,
+        motion.turn, motion.edge, motion.rate, track, s.area / m**2, size, angle, seen, share, 1.0, middle, motion.error,
     )  # fmt: skip
     if middle > _BLOB:
         return replace(found, shape="unclear"), "has no shape"

@@ -57,7 +57,8 @@ RADIUS = {shape: float(np.sqrt(np.pi / area)) for shape, area in AREA.items()}  
 
 
 class _Bank(NamedTuple):
-    templates: Float[np.ndarray, "N S"]
+    templates: Float[np.ndarray, "G S 7"]  # N = 7 * G: products so small that BLAS does not start threads for them
+    squares: Float[np.ndarray, "G S 7"]
     shape: Int[np.ndarray, "N"]
     angle: Float[np.ndarray, "N"]
     scale: Float[np.ndarray, "N"]
@@ -74,7 +75,13 @@ def _bank(soft: float) -> _Bank:
                 r = RADIUS[shape] * scale
                 rows.append((_smooth(0.5 - distance(shape, x / r, y / r, angle) * r / soft).ravel(), i, angle, scale))
     templates, shape, angle, scale = zip(*rows, strict=True)
-    return _Bank(np.float32(np.stack(templates)), np.array(shape), np.array(angle), np.array(scale))
+    stacked = np.float32(np.stack(templates))
+    grouped = np.ascontiguousarray(stacked.reshape(-1, 7, stacked.shape[-1]).swapaxes(1, 2))
+    return _Bank(grouped, grouped**2, np.array(shape), np.array(angle), np.array(scale))
+
+
+def _product(a: Float[np.ndarray, "T S"], grouped: Float[np.ndarray, "G S 7"]) -> Float[np.ndarray, "T N"]:
+    return np.moveaxis(a @ grouped, 0, 1).reshape(len(a), -1)
 
 
 def cut(pictures: Float[np.ndarray, "K T H W"], x, y, radius) -> Float[np.ndarray, "K T S"]:
@@ -111,8 +118,8 @@ def compare(cover: Float[np.ndarray, "T H W"], seen: Float[np.ndarray, "T H W"],
     for level in np.unique(softness):
         rows, bank = softness == level, _bank(_SOFT[level])
         a, w = samples[rows], weight[rows]
-        power = w @ (bank.templates**2).T
-        error = ((w * a * a).sum(-1)[:, None] - 2 * (w * a) @ bank.templates.T + power) / np.maximum(power, 1e-3)
+        power = _product(w, bank.squares)
+        error = ((w * a * a).sum(-1)[:, None] - 2 * _product(w * a, bank.templates) + power) / np.maximum(power, 1e-3)
         for i in range(len(words.SHAPES)):
             own = np.flatnonzero(bank.shape == i)
             best = own[error[:, own].argmin(1)]

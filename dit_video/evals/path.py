@@ -21,8 +21,8 @@ _SPEEDS = np.geomspace(0.045, 0.95, 34)
 class Sighting:
     """One object over time. `seen`: the frames in which it can be measured; elsewhere the numbers mean nothing.
 
-    x, y from the left and upper edge, radius as the scene's. `turns`: how often the shape repeats in a full turn, 0 if it
-    is round. `reach`: how far it goes left, right, up, down. `room`: width and height of the frame.
+    x, y from the left and upper edge, radius as the scene's. `turns`: how often the shape repeats in a full turn, 0 if
+    it is round. `reach`: how far it goes left, right, up, down. `room`: width and height of the frame.
     """
 
     times: Float[np.ndarray, "T"]
@@ -67,37 +67,42 @@ def _fold(start: np.ndarray, travel: np.ndarray, before: float, after: float, si
     return before + room - np.abs(phase - room), np.where(phase < room, 1.0, -1.0)
 
 
+def _along(s: Sighting, weight: np.ndarray, axis: int, speeds: np.ndarray, wrap: bool) -> np.ndarray:
+    """Squared error of one coordinate at each of the signed speeds."""
+    place, before, after, side = (s.x, s.y)[axis], s.reach[2 * axis], s.reach[2 * axis + 1], s.room[axis]
+    travel = speeds[:, None] * s.times
+    first = int(np.argmax(s.seen))
+    start = place[first] - travel[:, [first]]
+    for _ in range(3):
+        where, sign = _fold(start, travel, before, after, side, wrap)
+        start = start + _mean(sign * np.clip(place - where, -0.25, 0.25), weight)
+    where, _ = _fold(start, travel, before, after, side, wrap)
+    return (weight * (place - where) ** 2).sum(-1)
+
+
 def _line(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
     """Straight on, off the walls or through them, in any direction at any speed."""
     best = (np.inf, Motion("moves"))
-    for direction, unit in words.UNIT.items():
-        for edge in words.EDGES:
-            if edge == "wrap" and "-" in direction:
+    here = [float((weight * (place - _mean(place, weight)) ** 2).sum()) for place in (s.x, s.y)]
+    signs, slants = np.array([1, -1])[:, None, None], np.array([1, 0.5**0.5])[:, None]
+    for edge in words.EDGES:
+        speeds = _SPEEDS if edge == "bounce" else _SPEEDS[_SPEEDS > 0.25]
+        each = (signs * slants * speeds).ravel()
+        costs = [_along(s, weight, axis, each, edge == "wrap").reshape(2, 2, -1) for axis in (0, 1)]
+        for direction, unit in words.UNIT.items():
+            slant = int("-" in direction)
+            if edge == "wrap" and slant:
                 continue
-            speeds = _SPEEDS if edge == "bounce" else _SPEEDS[_SPEEDS > 0.25]
-            cost = np.zeros(len(speeds))
-            for axis, place in enumerate((s.x, s.y)):
-                before, after, side = s.reach[2 * axis], s.reach[2 * axis + 1], s.room[axis]
-                travel = unit[axis] * speeds[:, None] * s.times
-                if not unit[axis]:
-                    cost += (weight * (place - _mean(place, weight)) ** 2).sum(-1)
-                    continue
-                start = np.full((len(speeds), 1), place[np.argmax(s.seen)]) - travel[:, [np.argmax(s.seen)]]
-                for _ in range(3):
-                    where, sign = _fold(start, travel, before, after, side, edge == "wrap")
-                    miss = np.clip(place - where, -0.25, 0.25)
-                    start = start + _mean(sign * miss, weight)
-                where, _ = _fold(start, travel, before, after, side, edge == "wrap")
-                cost += (weight * (place - where) ** 2).sum(-1)
+            cost = sum(costs[axis][int(unit[axis] < 0), slant] if unit[axis] else here[axis] for axis in (0, 1))
             i = int(cost.argmin())
             if cost[i] < best[0] * (1 - 1e-3):
                 rate = float(speeds[i])
-                best = cost[i], Motion("moves", direction, nearest(rate, words.VELOCITY), "", edge, rate)
+                best = float(cost[i]), Motion("moves", direction, nearest(rate, words.VELOCITY), "", edge, rate)
     return best
 
 
 def _regress(target: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares of one target (T,) on many bases (..., T, k): squared errors (...), coefficients (..., k)."""
+    """Weighted least squares of a target (T,) on many bases (..., T, k): squared errors (...), coefficients (..., k)."""
     root = np.sqrt(weight)[:, None]
     a, b = basis * root, target * root[:, 0]
     gram = np.einsum("...tk,...tl->...kl", a, a) + 1e-9 * np.eye(basis.shape[-1])
