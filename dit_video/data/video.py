@@ -34,11 +34,12 @@ class Footage(NamedTuple):
     metadata: dict[str, Any]
 
 
-def _suffix(path: Path) -> str:
+def check_suffix(path: Path) -> str:
+    """The suffix in lower case. Raises BadInput for one that is not written here."""
     suffix = path.suffix.lower()
     if suffix not in WRITE_SUFFIXES:
         raise BadInput(
-            f"{path}: cannot write a video as {suffix or 'a file without suffix'}. Use one of {', '.join(WRITE_SUFFIXES)}."
+            f"{path}: cannot write a video as {suffix or 'no suffix'}. Use one of {', '.join(WRITE_SUFFIXES)}."
         )
     return suffix
 
@@ -70,7 +71,7 @@ class VideoWriter:
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
-        self.suffix = _suffix(self.path)
+        self.suffix = check_suffix(self.path)
         if not self.fps > 0:
             raise BadInput(f"fps={self.fps} must be above zero.")
         # the suffix stays last: libav and Pillow tell the format from it

@@ -1,0 +1,137 @@
+"""`dit-video generate PROMPT...`: prompts become video files; stdout says where."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+EPILOG = """\
+examples:
+  dit-video generate "a red circle moves right"
+  dit-video generate "a blue star spins" --seconds 4 --aspect 9:16 --output star.mp4
+  dit-video generate "the star moves left" --image star.png --seed 7
+
+Without --output the file is outputs/<time>_<prompt>_s<seed>.mp4. The suffix chooses the format: .mp4, .gif, .webp, or
+.png for a sheet of the frames. NAME.json beside it says how the clip was made.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("generate", help="a prompt becomes a video file", description=__doc__, epilog=EPILOG)
+    what = parser.add_argument_group("what to make")
+    what.add_argument("words", nargs="*", metavar="PROMPT", help="what should be seen; several make several clips")
+    what.add_argument("--prompt", action="append", default=[], metavar="PROMPT", help="the same as a flag; repeatable")
+    what.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: nothing)")
+    what.add_argument("--image", metavar="PATH", help="a picture that becomes the first frame")
+    what.add_argument("--resize", choices=("crop", "pad", "stretch"), default="crop", help="how the picture is fitted")
+    what.add_argument("--num_videos_per_prompt", type=int, default=1, metavar="N", help="clips of each prompt")
+    size = parser.add_argument_group("length and size (defaults: the model's)")
+    size.add_argument("--num_frames", type=int, metavar="N", help="4k+1: 1, 5, 9, ... 17, ...; 1 is a still")
+    size.add_argument("--seconds", type=float, metavar="S", help="length instead of a number of frames")
+    size.add_argument("--fps", type=float, metavar="F", help="frames a second of the file")
+    size.add_argument("--height", type=int, metavar="PX")
+    size.add_argument("--width", type=int, metavar="PX")
+    size.add_argument("--aspect", metavar="W:H", help="the nearest size that the model was trained at, such as 9:16")
+    size.add_argument("--fit", choices=("nearest",), help="take the nearest valid length and size instead of an error")
+    how = parser.add_argument_group("how (defaults: the model's)")
+    how.add_argument("--model", metavar="MODEL", help="a diffusers folder, a run folder, or a name (default: on board)")
+    how.add_argument("--seed", type=int, metavar="N", help="same seed, same clip (default: drawn, and printed)")
+    how.add_argument("--num_inference_steps", type=int, metavar="N")
+    how.add_argument("--guidance_scale", type=float, metavar="X", help="1 switches guidance off: twice as fast")
+    how.add_argument("--solver", metavar="NAME", help="unipc, dpmpp_2m, heun or euler")
+    how.add_argument("--shift", type=float, metavar="X", help="above 1: more of the steps near noise")
+    how.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto")
+    how.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    how.add_argument("--strict", action="store_true", help="warnings become errors")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", metavar="PATH", help="a file, or a folder for files with names made up")
+    out.add_argument("--force", action="store_true", help="overwrite")
+    out.add_argument("--save_latents", action="store_true", help="also NAME.latents.npz")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, loads, makes, writes. What is cheap to check is checked before anything is loaded."""
+    from dit_video.data.video import check_suffix
+    from dit_video.generate.clip import check_writable
+    from dit_video.generate.request import check_prompts
+
+    prompts = check_prompts([*args.words, *args.prompt], args.num_videos_per_prompt)
+    if args.output is not None:
+        output = Path(args.output)
+        if output.suffix and not output.is_dir():
+            check_suffix(output)
+        check_writable(output.parent if output.suffix and not output.is_dir() else output)
+    prepare_jax(args.device)
+    return make(args, prompts)
+
+
+def prepare_jax(device: str) -> None:
+    """Chooses the platform and keeps what is compiled: the second run of a command does not compile.
+
+    Only for programs that own their process. The folder is that of JAX_COMPILATION_CACHE_DIR if set, or
+    `dit_video/xla` in the user's cache. Raises MissingError for a device that is not there.
+    """
+    if device != "auto":
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(device, device)
+    import jax
+
+    from dit_video.core.errors import MissingError
+    from dit_video.core.log import log
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "dit_video" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        log.debug("devices: %s", jax.devices())
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise MissingError(f"--device {device}: none here ({first}). Use --device cpu, or install its JAX.") from error
+
+
+def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
+    import json
+    import time
+
+    from dit_video.core.log import log
+    from dit_video.generate.clip import check_free, output_paths, save_latents
+    from dit_video.generate.pipeline import Unfinished, VideoPipeline
+    from dit_video.generate.request import resolve
+
+    pipe = VideoPipeline.from_pretrained(args.model, dtype=args.dtype, progress=not args.quiet)
+    names = ("negative_prompt", "image", "num_frames", "seconds", "height", "width", "aspect", "fps", "seed", "solver",
+             "num_inference_steps", "guidance_scale", "shift", "fit", "resize", "strict")  # fmt: skip
+    request = resolve(pipe.model, prompts, **{name: getattr(args, name) for name in names})
+    paths = output_paths(args.output, prompts, request.seed, args.force)
+    log.info(
+        "seed %d · %d frames of %dx%d at %g fps · %d steps of %s, guidance %g",
+        request.seed, request.num_frames, request.width, request.height, request.fps, request.num_inference_steps,
+        request.solver, request.guidance_scale,
+    )  # fmt: skip
+    try:
+        clips = pipe.run(request).clips
+    except Unfinished as error:
+        kept = [str(save_latents(path, one, {"seed": request.seed, "prompt": prompt, "fps": request.fps}))
+                for path, one, prompt in zip(paths, error.latents, prompts, strict=False)]  # fmt: skip
+        error.args = (f"{error}. Latents kept: {', '.join(kept)}",)
+        raise
+    results = []
+    for path, clip in zip(paths, clips, strict=True):
+        began = time.perf_counter()
+        check_free(path, args.force)
+        clip.save(path, force=True, latents=args.save_latents)
+        meta = clip.metadata
+        results.append({
+            "path": str(path), "seed": meta["seed"], "frames": meta["num_frames"], "height": meta["height"],
+            "width": meta["width"], "fps": meta["fps"], "steps": meta["num_inference_steps"],
+            "seconds": {**meta["seconds"], "write": round(time.perf_counter() - began, 3)}, "model": meta["model"]["hash"],
+        })  # fmt: skip
+    if args.json:
+        print(json.dumps(results[0] if len(results) == 1 else results))
+    else:
+        print(*(result["path"] for result in results), sep="\n")
+    log.info(" · ".join(f"{name} {spent:.1f} s" for name, spent in results[0]["seconds"].items()))
+    sys.stdout.flush()
+    return 0
