@@ -72,13 +72,13 @@ def prepare_jax(device: str) -> None:
     Only for programs that own their process. The folder is that of JAX_COMPILATION_CACHE_DIR if set, or
     `dit_video/xla` in the user's cache. Raises MissingError for a device that is not there.
     """
-    if device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(device, device)
     import jax
 
     from dit_video.core.errors import MissingError
     from dit_video.core.log import log
 
+    if device != "auto":
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "dit_video" / "xla"))
@@ -113,9 +113,12 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
     try:
         clips = pipe.run(request).clips
     except Unfinished as error:
-        kept = [str(save_latents(path, one, {"seed": request.seed, "prompt": prompt, "fps": request.fps}))
-                for path, one, prompt in zip(paths, error.latents, prompts, strict=False)]  # fmt: skip
-        error.args = (f"{error}. Latents kept: {', '.join(kept)}",)
+        done = len(error.clips)
+        kept = [str(clip.save(path, force=args.force)) for path, clip in zip(paths, error.clips, strict=False)]
+        for path, latents, prompt in zip(paths[done:], error.latents, prompts[done:], strict=False):
+            about = {"seed": request.seed, "prompt": prompt, "fps": request.fps}
+            kept.append(str(save_latents(path, latents, about)))
+        error.args = (f"{error}. Kept: {', '.join(kept)}",)
         raise
     results = []
     for path, clip in zip(paths, clips, strict=True):
@@ -126,7 +129,8 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
         results.append({
             "path": str(path), "seed": meta["seed"], "frames": meta["num_frames"], "height": meta["height"],
             "width": meta["width"], "fps": meta["fps"], "steps": meta["num_inference_steps"],
-            "seconds": {**meta["seconds"], "write": round(time.perf_counter() - began, 3)}, "model": meta["model"]["hash"],
+            "model": meta["model"]["hash"],
+            "seconds": {**meta["seconds"], "write": round(time.perf_counter() - began, 3)},
         })  # fmt: skip
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results))

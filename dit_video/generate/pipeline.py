@@ -41,11 +41,13 @@ STREAM_FROM = 17  # latent slots from which frames are decoded in pieces, in bou
 
 
 class Unfinished(DitVideoError):
-    """Stopped after latents were made: they are in `latents` (B, t, h, w, z), normalised. Exit code of the cause."""
+    """Stopped on the way: `latents` (B, t, h, w, z), normalised, are those of the part under way, `clips` are whole.
+    The exit code is that of the cause."""
 
     def __init__(self, message: str, cause: type[DitVideoError], latents: np.ndarray, request: Request):
         super().__init__(message)
         self.exit_code, self.latents, self.request = cause.exit_code, latents, request
+        self.clips: list[Clip] = []
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,12 @@ class VideoPipeline:
             # the last part is filled up: one shape, one compile
             which = [min(first + i, count - 1) for i in range(size)]
             noise = clip_noise(request.seed, which, shape[0], shape[1:]) if latents is None else latents[which]
-            made = self._sample(request, which, noise, callback, progress)
-            frames = None if output_type == "latent" else self._decode(made, request, progress)
+            try:
+                made = self._sample(request, which, noise, callback, progress)
+                frames = None if output_type == "latent" else self._decode(made, request, progress)
+            except Unfinished as error:
+                error.clips = clips
+                raise
             for i, clip in enumerate(which[: count - first]):
                 clips.append(self._clip(request, clip, None if frames is None else frames[i], made[i]))
         seconds = {"load": round(self.load_seconds, 3)}
@@ -238,7 +244,8 @@ class VideoPipeline:
                 return carry, finite
 
             try:
-                for _, carry in iterate(step, carry, schedule):  # noqa: B020
+                for _, last in iterate(step, carry, schedule):
+                    carry = last
                     tick()
             except NonFinite as error:
                 raise NonFinite(f"{error}{self._blame()}") from None

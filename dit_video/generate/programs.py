@@ -1,8 +1,8 @@
 """What is compiled: a model as pure functions of weights and arrays. Four programs make a video.
 
-`begin` (prompt to keys and values, noise to the first carry), `advance` (one step with guidance, its times as arguments,
-so any number of steps and any scale is one program), `decode` (latents to pixels), and with an image `encode`. They are
-compiled ahead, at the same time, and kept for every pipeline with the same sizes.
+`begin` (prompt to keys and values, noise to the first carry), `advance` (one step with guidance, its times as
+arguments, so any number of steps and any scale is one program), `decode` (latents to pixels), and with an image
+`encode`. They are compiled ahead, at the same time, and kept for every pipeline with the same sizes.
 """
 
 from collections.abc import Callable, Mapping

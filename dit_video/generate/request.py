@@ -18,7 +18,6 @@ from dit_video.core.errors import BadInput
 from dit_video.core.log import log
 from dit_video.core.sizes import frames_rule, nearest_frames, nearest_size, size_rule
 from dit_video.diffusion.noise import check_seed, draw_seed
-from dit_video.diffusion.solvers import solver_named
 
 if TYPE_CHECKING:
     from dit_video.weights.model import Model
@@ -95,6 +94,8 @@ def resolve(
 
     Raises BadInput for what cannot be done, and with `strict` for what would only be warned of.
     """
+    from dit_video.diffusion.solvers import solver_named  # loads JAX, which the checks before a model do without
+
     defaults, notes = model.defaults, Notes(strict)
     if fit not in (None, "nearest"):
         raise BadInput(f"fit={fit!r} is unknown. Use nearest, or leave it out.")
@@ -181,7 +182,8 @@ def choose_frames(
         frames = low if abs(low - asked) <= abs(high - asked) else high
         if num_frames is not None and num_frames != frames:
             raise BadInput(
-                f"--seconds {seconds:g} and --num_frames {num_frames} disagree ({frames} frames at {fps:g} fps). Give one."
+                f"--seconds {seconds:g} and --num_frames {num_frames} disagree "
+                f"({frames} frames at {fps:g} fps). Give one."
             )
         if abs(frames - asked) > 1:
             notes.say(
@@ -238,9 +240,8 @@ def choose_size(
         if picture is not None:
             size = nearest_trained(picture.shape[1] / picture.shape[0], sizes)
             if size != default:
-                notes.say(
-                    f"the image is {picture.shape[1]}x{picture.shape[0]}: taking {size[1]}x{size[0]}, the nearest trained size."
-                )
+                shape = f"{picture.shape[1]}x{picture.shape[0]}"
+                notes.say(f"the image is {shape}: taking {size[1]}x{size[0]}, the nearest size of training.")
             return size
         return default
     size = (default[0] if height is None else height, default[1] if width is None else width)

@@ -1,0 +1,226 @@
+"""The pipeline with a model in miniature: what is promised of seeds, batches, images, steps and failures."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.mesh import MeshShape
+from dit_video.diffusion.flow import VelocityOutput
+from dit_video.diffusion.noise import clip_noise
+from dit_video.diffusion.sample import scan
+from dit_video.diffusion.schedule import Schedule
+from dit_video.diffusion.solvers import SOLVERS
+from dit_video.generate.clip import frames_sha256
+from dit_video.generate.pipeline import Unfinished, VideoPipeline
+from dit_video.models.dit import DiT
+
+PROMPT = "a red circle moves right"
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    return VideoPipeline(tiny)
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    """The clip that the others are compared with."""
+    return pipe(PROMPT, seed=7)
+
+
+def worst(a, b):
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def test_frames_and_metadata(plain, tiny):
+    (frames,) = plain.frames
+    assert (frames.shape, frames.dtype) == ((5, 32, 32, 3), np.uint8)
+    assert frames.std() > 5
+    (meta,) = plain.metadata
+    assert meta["prompt"] == meta["prompt_used"] == PROMPT
+    assert (meta["seed"], meta["num_frames"], meta["height"], meta["width"], meta["fps"]) == (7, 5, 32, 32, 8.0)
+    assert (meta["num_inference_steps"], meta["solver"], meta["guidance_scale"], meta["shift"]) == (
+        3,
+        "unipc",
+        2.0,
+        3.0,
+    )
+    assert meta["frames_sha256"] == frames_sha256(frames)
+    assert set(meta["seconds"]) == {"load", "compile", "denoise", "decode"}
+    assert len(meta["model"]["hash"]) == 12
+    assert plain.seed == 7
+
+
+def test_it_is_the_network_under_the_mathematics(plain, tiny, pipe):
+    """The same clip by hand: two networks in turn, guidance written out, all steps in one scan, decoded whole."""
+    dit, vae, text = (tiny.module(part) for part in ("dit", "vae", "text"))
+    tokens = tiny.tokenizer.encode([PROMPT, ""])
+    encoded = text(tokens.ids, tokens.length)
+    row = lambda i: jax.tree.map(lambda a: a[i : i + 1], encoded)  # noqa: E731
+    assert isinstance(dit, DiT)
+    assert isinstance(pipe.programs.output, VelocityOutput)
+
+    def velocity(x, time, memory):
+        with_prompt, without = dit(x, time, row(0)), dit(x, time, row(1))
+        return without + 2.0 * (with_prompt - without), memory
+
+    noise = clip_noise(7, [0], 2, (4, 4, 4))
+    latents = jax.jit(lambda x: scan(velocity, SOLVERS["unipc"], x, Schedule(3, 3.0).instants()).x)(noise)
+    np.testing.assert_allclose(plain.clips[0].latents, latents[0], atol=2e-3)
+    video = np.asarray(jax.jit(lambda z: vae.decode(vae.denormalize(z)))(plain.clips[0].latents[None]))[0]
+    assert worst(plain.frames[0], np.round((video + 1) * 127.5)) <= 1
+
+
+def test_same_seed_same_frames_whatever_the_batch(plain, pipe):
+    assert worst(pipe(PROMPT, seed=7).frames[0], plain.frames[0]) == 0
+    batch = pipe([PROMPT, "a blue star", PROMPT], seed=7)
+    assert worst(batch.frames[0], plain.frames[0]) <= 1
+    # another clip of the batch has its own noise
+    assert worst(batch.frames[2], plain.frames[0]) > 20
+    assert worst(pipe(PROMPT, seed=8).frames[0], plain.frames[0]) > 20
+    assert [m["clip"] for m in batch.metadata] == [0, 1, 2]
+
+
+def test_the_prompts_matter(plain, pipe):
+    assert worst(pipe("a blue star moves left", seed=7).frames[0], plain.frames[0]) > 2
+    assert worst(pipe(PROMPT, "a red circle", seed=7).frames[0], plain.frames[0]) > 2
+
+
+def test_guidance_one_is_no_guidance(pipe):
+    """Without guidance the negative prompt is not looked at."""
+    one = pipe(PROMPT, seed=7, guidance_scale=1.0)
+    assert worst(one.frames[0], pipe(PROMPT, "a blue star", seed=7, guidance_scale=1.0).frames[0]) == 0
+    assert worst(one.frames[0], pipe(PROMPT, seed=7, guidance_scale=1.0001).frames[0]) <= 1
+
+
+def test_a_longer_clip_starts_from_the_same_noise(pipe):
+    noise = clip_noise(7, [0], 3, (4, 4, 4))
+    np.testing.assert_array_equal(noise[:, :2], clip_noise(7, [0], 2, (4, 4, 4)))
+    by_seed = pipe(PROMPT, seed=7, num_frames=9, output_type="latent").frames[0]
+    given = pipe(PROMPT, seed=1, num_frames=9, latents=noise, output_type="latent").frames[0]
+    np.testing.assert_array_equal(by_seed, given)
+
+
+def test_any_number_of_steps_scale_and_shift_is_one_program(pipe, plain):
+    before = len(pipe.programs.compiled)
+    pipe(PROMPT, seed=1, num_inference_steps=5, guidance_scale=7.0, shift=1.5, fps=12.0)
+    assert len(pipe.programs.compiled) == before
+
+
+def test_new_weights_find_compiled_programs(pipe, tiny, plain):
+    other = VideoPipeline(replace(tiny, params=jax.tree.map(lambda a: a * 0.9, tiny.params)))
+    assert other.programs is pipe.programs
+    before = len(pipe.programs.compiled)
+    assert worst(other(PROMPT, seed=7).frames[0], plain.frames[0]) > 2
+    assert len(pipe.programs.compiled) == before
+    assert other.hash != pipe.hash
+
+
+def test_a_first_frame_is_kept(pipe, tiny):
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[8:24, 8:24] = (250, 30, 30)
+    seen = []
+    out = pipe(PROMPT, seed=7, image=image, callback_on_step_end=lambda p, i, t, kw: seen.append((i, t)) or None)
+    vae = tiny.module("vae")
+    encoded = jax.jit(lambda x: vae.normalize(vae.encode(x)[0]))(image[None, None].astype(np.float32) / 127.5 - 1)
+    np.testing.assert_allclose(out.clips[0].latents[0], encoded[0, 0], atol=1e-4)
+    assert [i for i, _ in seen] == [0, 1, 2]
+    np.testing.assert_allclose([t for _, t in seen], [999, 857, 600], atol=0.01)
+    assert worst(out.frames[0][1:], pipe(PROMPT, seed=7, image=255 - image).frames[0][1:]) > 2
+    assert out.metadata[0]["image"] == {"image": "given", "height": 32, "width": 32, "resize": "crop"}
+
+
+@pytest.mark.parametrize("given", [{"num_frames": 1}, {"aspect": "9:16"}, {"solver": "heun"}])
+def test_other_shapes_and_solvers(pipe, given):
+    out = pipe(PROMPT, seed=7, **given)
+    meta = out.metadata[0]
+    assert out.frames[0].shape == (meta["num_frames"], meta["height"], meta["width"], 3)
+
+
+def test_output_types(pipe, plain):
+    as_floats = pipe(PROMPT, seed=7, output_type="np").frames[0]
+    assert as_floats.dtype == np.float32
+    np.testing.assert_allclose(as_floats * 255, plain.frames[0], atol=1e-3)
+    latents = pipe(PROMPT, seed=7, output_type="latent")
+    assert latents.frames[0].shape == (2, 4, 4, 4)
+    with pytest.raises(BadInput, match="no frames"):
+        latents.save("a.mp4")
+    with pytest.raises(BadInput, match="output_type"):
+        pipe(PROMPT, output_type="jpeg")
+
+
+def test_saving(pipe, plain, tmp_path):
+    assert plain.save(tmp_path / "a.mp4") == [tmp_path / "a.mp4"]
+    two = pipe([PROMPT, "a blue star", PROMPT], seed=7)
+    assert [p.name for p in two.save(tmp_path / "b.gif")] == ["b_0.gif", "b_1.gif", "b_2.gif"]
+
+
+def test_a_callback_can_replace_latents_and_stop(pipe, plain):
+    def freeze(p, step, t, given):
+        return {"latents": np.zeros_like(given["latents"])}
+
+    assert worst(pipe(PROMPT, seed=7, callback_on_step_end=freeze).frames[0], plain.frames[0]) > 2
+
+    def stop(p, step, t, given):
+        if step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Unfinished, match="step 1/3") as error:
+        pipe(PROMPT, seed=7, callback_on_step_end=stop)
+    assert error.value.exit_code == 130
+    assert error.value.latents.shape == (1, 2, 4, 4, 4)
+
+
+def test_wrong_arguments_are_told(pipe):
+    with pytest.raises(BadInput, match="latents must be float32"):
+        pipe(PROMPT, latents=np.zeros((1, 2, 4, 4, 3), np.float32))
+    with pytest.raises(BadInput, match="unknown argument stepz"):
+        pipe(PROMPT, stepz=3)
+    with pytest.raises(BadInput, match="dtype"):
+        VideoPipeline(pipe.model, dtype="float8")
+
+
+def test_broken_weights_name_the_step_and_the_part(tiny):
+    broken = jax.tree.map(np.copy, tiny.params)
+    broken["dit"]["head"]["kernel"][0, 0] = np.nan
+    with pytest.raises(NonFinite, match=r"step 1/3.*weights of dit"):
+        VideoPipeline(replace(tiny, params=broken))(PROMPT, seed=7)
+
+
+def test_latents_survive_a_failed_decode(tiny, plain):
+    broken = jax.tree.map(np.copy, tiny.params)
+    broken["vae"]["post_quant_conv"]["bias"][:] = np.nan
+    with pytest.raises(Unfinished, match="weights of vae") as error:
+        VideoPipeline(replace(tiny, params=broken))(PROMPT, seed=7)
+    assert error.value.exit_code == NonFinite.exit_code
+    np.testing.assert_allclose(error.value.latents[0], plain.clips[0].latents, atol=1e-5)
+
+
+def test_a_long_clip_is_decoded_in_pieces(pipe, monkeypatch):
+    from dit_video.generate import pipeline
+
+    whole = pipe(PROMPT, seed=7, num_frames=9).frames[0]
+    monkeypatch.setattr(pipeline, "STREAM_FROM", 3)
+    assert worst(pipe(PROMPT, seed=7, num_frames=9).frames[0], whole) <= 1
+
+
+def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):
+    from dit_video.generate import pipeline
+
+    monkeypatch.setattr(pipeline, "AT_ONCE", 2)
+    before = len(pipe.programs.compiled)
+    out = pipe([PROMPT] * 3, seed=7, output_type="latent")
+    assert len(out.clips) == 3
+    assert len(pipe.programs.compiled) - before <= 3
+    np.testing.assert_allclose(out.frames[0], plain.clips[0].latents, atol=1e-4)
+    assert np.abs(out.frames[2] - out.frames[0]).max() > 0.1
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
+@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)])
+def test_a_mesh_gives_the_same_clip(tiny, plain, shape):
+    out = VideoPipeline(tiny, mesh=shape)(PROMPT, seed=7)
+    assert worst(out.frames[0], plain.frames[0]) <= 1

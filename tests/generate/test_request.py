@@ -1,0 +1,175 @@
+"""Requests: defaults filled in, rules kept, and every message with what, why and what to do."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_video.core.errors import BadInput
+from dit_video.diffusion.schedule import Schedule
+from dit_video.generate.request import fit_image, load_image, nearest_trained, parse_aspect, resolve
+
+PROMPT = "a red circle moves right"
+
+
+def test_the_models_defaults_fill_what_is_left_out(tiny):
+    request = resolve(tiny, PROMPT, seed=5)
+    assert (request.num_frames, request.height, request.width, request.fps) == (5, 32, 32, 8.0)
+    assert (request.num_inference_steps, request.guidance_scale, request.solver, request.shift) == (
+        3,
+        2.0,
+        "unipc",
+        3.0,
+    )
+    assert (request.prompts, request.negative_prompt, request.seed, request.notes) == ((PROMPT,), "", 5, ())
+
+
+def test_a_seed_is_drawn_when_none_is_given(tiny):
+    assert resolve(tiny, PROMPT).seed != resolve(tiny, PROMPT).seed
+
+
+def test_each_prompt_is_repeated(tiny):
+    assert resolve(tiny, ["a star", "a ring"], num_videos_per_prompt=2).prompts == (
+        "a star",
+        "a star",
+        "a ring",
+        "a ring",
+    )
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"num_frames": 50}, "num_frames=50: this model needs 4k+1. Use 49 or 53, or --fit nearest."),
+        ({"num_frames": 0}, "Use 1 or 5"),
+        ({"height": 500}, "height=500 must be a multiple of 16. Nearest: 496 or 512"),
+        ({"width": 40}, "width=40 must be a multiple of 16. Nearest: 32 or 48"),
+        ({"seconds": 5, "num_frames": 97, "fps": 16}, "--seconds 5 and --num_frames 97 disagree (81 frames at 16 fps)"),
+        ({"aspect": "9:16", "height": 32}, "Give one"),
+        ({"aspect": "tall"}, "width:height"),
+        ({"aspect": "0:3"}, "width:height"),
+        ({"fps": 0.0}, "fps=0.0 must be a number above zero"),
+        ({"seconds": -1.0}, "seconds=-1.0"),
+        ({"shift": float("nan")}, "shift=nan"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"guidance_scale": float("inf")}, "guidance_scale=inf"),
+        ({"solver": "unipcc"}, "Use one of unipc"),
+        ({"seed": -3}, "seed=-3"),
+        ({"fit": "largest"}, "nearest"),
+        ({"num_videos_per_prompt": 0}, "at least 1"),
+        ({"image": "nothing.png"}, "image nothing.png: no such file"),
+        ({"image": np.zeros((4, 4), np.uint8)}, "uint8 (H, W, 3)"),
+        ({"image": np.zeros((32, 32, 3), np.uint8), "num_frames": 1}, "nothing to generate"),
+        ({"image": np.zeros((8, 8, 3), np.uint8), "resize": "zoom"}, "crop, pad, stretch"),
+    ],
+)
+def test_bad_input_is_told(tiny, given, message):
+    with pytest.raises(BadInput) as error:
+        resolve(tiny, PROMPT, **given)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", [], ["a star", " "], [3]])
+def test_empty_prompts_are_told(tiny, prompt):
+    with pytest.raises(BadInput, match="rompt"):
+        resolve(tiny, prompt)
+
+
+def test_fit_nearest_snaps_and_says_so(tiny):
+    request = resolve(tiny, PROMPT, num_frames=8, height=30, width=41, fit="nearest")
+    assert (request.num_frames, request.height, request.width) == (9, 32, 48)
+    assert any("taking 9" in note for note in request.notes)
+    assert any("taking 48x32" in note for note in request.notes)
+    assert resolve(tiny, PROMPT, num_frames=9, height=32, fit="nearest").notes == ()
+
+
+@pytest.mark.parametrize("seconds, fps, frames", [(1.0, 8.0, 9), (0.1, 8.0, 1), (0.6, 8.0, 5), (2.0, 4.0, 9)])
+def test_seconds_become_frames(tiny, seconds, fps, frames):
+    request = resolve(tiny, PROMPT, seconds=seconds, fps=fps)
+    assert request.num_frames == frames
+    assert resolve(tiny, PROMPT, seconds=seconds, fps=fps, num_frames=frames).num_frames == frames
+
+
+@pytest.mark.parametrize("aspect, size", [("9:16", (48, 32)), ("16:9", (32, 48)), ("1:1", (32, 32)), ("1.6", (32, 48))])
+def test_aspect_takes_the_nearest_trained_size(tiny, aspect, size):
+    request = resolve(tiny, PROMPT, aspect=aspect)
+    assert (request.height, request.width) == size
+    assert f"{size[1]}x{size[0]}" in request.notes[0]
+
+
+def test_ratios():
+    assert parse_aspect("16:9") == pytest.approx(16 / 9)
+    assert parse_aspect("9x16") == pytest.approx(9 / 16)
+    # as far from square both ways, not nearer because the numbers are small
+    assert nearest_trained(0.6, ((64, 64), (80, 48), (48, 80))) == (80, 48)
+    assert nearest_trained(1 / 0.6, ((64, 64), (80, 48), (48, 80))) == (48, 80)
+
+
+def test_beyond_training_is_warned_of_with_numbers(tiny):
+    request = resolve(tiny, PROMPT, num_frames=17)
+    assert "17 frames at 32x32 is 20 tokens; this model was trained to 18" in request.notes[0]
+    with pytest.raises(BadInput, match="20 tokens"):
+        resolve(tiny, PROMPT, num_frames=17, strict=True)
+    assert "larger than any size" in resolve(tiny, PROMPT, num_frames=1, height=64, width=64).notes[0]
+
+
+def test_a_long_prompt_shows_what_is_dropped(tiny):
+    words = " ".join(["a red circle moves right"] * 8)
+    request = resolve(tiny, words)
+    assert "limit 32" in request.notes[0]
+    dropped = request.notes[0].split('"')[1]
+    assert words.endswith(dropped)
+    assert len(dropped) > 20
+    with pytest.raises(BadInput, match="Dropped"):
+        resolve(tiny, words, strict=True)
+    assert resolve(tiny, " ".join(["right"] * 3)).notes == ()
+
+
+def test_images_are_read_upright_and_on_white(tmp_path):
+    pixels = np.zeros((6, 4, 3), np.uint8)
+    pixels[0, 0] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    turned, source = load_image(tmp_path / "a.png")
+    assert turned.shape == (4, 6, 3)
+    assert (turned[0, -1] == 200).all()
+    assert source == {"image": str(tmp_path / "a.png"), "height": 4, "width": 6}
+    clear = Image.fromarray(np.zeros((2, 2, 4), np.uint8), "RGBA")
+    assert (load_image(clear)[0] == 255).all()
+    grey = Image.fromarray(np.full((2, 2), 7, np.uint8))
+    assert (load_image(grey)[0] == 7).all()
+
+
+def test_unreadable_images_are_told(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(BadInput, match=r"a\.png cannot be read"):
+        load_image(tmp_path / "a.png")
+
+
+def test_ways_to_fit_an_image():
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :10], image[:, 30:] = 250, 120
+    cropped = fit_image(image, 20, 20, "crop")
+    assert (cropped == 0).all()
+    padded = fit_image(image, 40, 40, "pad")
+    assert (padded[:9] == 0).all()
+    assert (padded[15:25, 2] == 250).all()
+    stretched = fit_image(image, 20, 20, "stretch")
+    assert (stretched[:, 1] > 240).all()
+    assert (abs(stretched[:, 18].astype(int) - 120) < 10).all()
+    np.testing.assert_array_equal(fit_image(image, 20, 40, "crop"), image)
+
+
+def test_an_image_chooses_the_size_nearest_to_its_shape(tiny):
+    tall = np.zeros((160, 90, 3), np.uint8)
+    request = resolve(tiny, PROMPT, image=tall)
+    assert request.image.shape == (48, 32, 3)
+    assert request.image_from == {"image": "given", "height": 160, "width": 90, "resize": "crop"}
+    assert resolve(tiny, PROMPT, image=tall, height=32, width=32, resize="pad").image.shape == (32, 32, 3)
+
+
+def test_every_solver_has_a_schedule_of_its_own():
+    from dit_video.diffusion.solvers import SOLVERS
+
+    for solver in SOLVERS.values():
+        assert len(Schedule(4, 3.0, solver.schedule).pairs()) == 4
