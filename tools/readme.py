@@ -15,7 +15,7 @@ from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(
-    r"(?:<!-- (?P<tag>not run|run with): (?P<text>.+?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    r"(?:<!-- (?P<tag>not run|run with): (?P<text>.+?) -->\n)?^```(?P<language>(?!mermaid)\w+)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -41,7 +41,7 @@ class Block:
 
 
 def blocks(text: str | None = None) -> list[Block]:
-    """Every fenced block that names a language; one without is a picture or a tree, not a command."""
+    """Every fenced block that names a language but a drawing's; one that names none is a tree, not a command."""
     text = README.read_text() if text is None else text
     out = []
     for i, m in enumerate(BLOCK.finditer(text), 1):

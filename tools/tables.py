@@ -28,8 +28,12 @@ def cell(value: Any) -> str:
     return str(value).replace("|", "\\|")
 
 
-def percent(score: dict[str, Any]) -> str:
-    """A share with its interval and its count: `93.8 % (87-97, n 96)`."""
+def percent(score: Any) -> str:
+    """A share, with its interval and its count where it has them: `93.8 % (87-97, n 96)`."""
+    if score is None:
+        return "-"
+    if not isinstance(score, dict):
+        return f"{100 * score:.1f} %"
     text = f"{100 * score['value']:.1f} %"
     if "low" in score and "high" in score:
         text += f" ({100 * score['low']:.0f}-{100 * score['high']:.0f}"
@@ -43,14 +47,22 @@ def grid(columns: list[str], rows: list[list[Any]]) -> str:
 
 
 def scored(data: dict[str, Any]) -> str:
-    """The table of an evaluation: a row a score, a column a split, and what renders and shuffled prompts get."""
-    splits, reference = data.get("splits", {}), data.get("reference", {})
-    columns = ["score", "all", *splits, *reference]
-    rows = []
-    for name, score in data["scores"].items():
-        others = [group.get(name) for group in [*splits.values(), *reference.values()]]
-        rows.append([name, percent(score), *(percent(s) if isinstance(s, dict) else s for s in others)])
-    return grid(columns, rows)
+    """The tables of an evaluation: a row a score, beside it each side of each split, exact renders and shuffled
+    prompts; then each attribute value by value."""
+    sides = {
+        f"{name}: {side}": scores for name, split in data.get("splits", {}).items() for side, scores in split.items()
+    }
+    sides |= data.get("reference", {})
+    rows = [
+        [name, percent(score), *(percent(scores.get(name)) for scores in sides.values())]
+        for name, score in data["scores"].items()
+    ]
+    out = grid(["", "as asked (95 % interval)", *sides], rows)
+    values = [
+        [name, ", ".join(f"{value} {percent(score)}" for value, score in each.items())]
+        for name, each in data.get("values", {}).items()
+    ]
+    return out + ("\n" + grid(["", "value by value"], values) if values else "")
 
 
 def table(data: dict[str, Any]) -> str:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 
 def is_config(node: ast.ClassDef) -> bool:
-    """A frozen dataclass."""
+    """A frozen dataclass with a default for most of its fields. Where they are few it is a result, for others to read."""
+    given = [item.value is not None for item in node.body if isinstance(item, ast.AnnAssign)]
+    if sum(given) <= len(given) / 2:
+        return False
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == "dataclass":
             return any(k.arg == "frozen" and getattr(k.value, "value", False) is True for k in decorator.keywords)
@@ -21,14 +24,16 @@ def fields(node: ast.ClassDef) -> list[str]:
 
 
 def reads(tree: ast.AST) -> set[str]:
-    """Attribute names that are read, `getattr(x, "name")` and the subscripts of plain data too."""
-    names = set()
+    """Attribute names that are read; in a file that calls `getattr` or `fields`, names that stand as text too."""
+    names, texts, by_text = set(), set(), False
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             names.add(node.attr)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
-            names.add(getattr(node.args[1], "value", None))
-    return names
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+        elif isinstance(node, ast.Call):
+            by_text |= ast.unparse(node.func).rpartition(".")[2] in {"getattr", "asdict"}
+    return names | texts if by_text else names
 
 
 def test_every_field_is_read(checkout: Path):

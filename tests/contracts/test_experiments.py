@@ -1,10 +1,18 @@
 """Every experiment is a frozen constant that survives a round trip, can be overridden, and traces on its own mesh."""
 
+import ast
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from dit_video.core import config
+from dit_video.core.types import Extra
+from dit_video.train.conditions import Batch
+from dit_video.train.step import TrainState, loss_of, make_step, trained
 
 NAMES = sorted(config.packaged_experiments())
 
@@ -39,8 +47,64 @@ def test_steps_and_seed_can_be_given(experiment):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_docstring_gives_the_command(name):
-    import ast
-
     path = config.packaged_experiments()[name]
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"dit-video train experiments/{name}.py" in text or f"dit-video train {name}" in text, text
+
+
+def shape(*size: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(size, dtype)
+
+
+def batches(experiment, objective) -> list:
+    """The shapes of every batch that the run compiles for, by what its loss takes."""
+    out, b = [], experiment.batch
+    for bucket in experiment.buckets:
+        slots, h, w = 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8
+        if not hasattr(objective, "crops"):
+            out.append(shape(b, bucket.frames, bucket.height, bucket.width, 3))
+            continue
+        for crop in objective.crops:
+            t, c = min(crop.slots, slots), objective.dit.in_channels
+            extra = Extra(shape(b, 1, h, w, c), shape(b, 1))
+            for given in (None, extra):
+                ids, length = shape(b, objective.tokens, dtype=jnp.int32), shape(b, dtype=jnp.int32)
+                known = shape(b, t, h, w, dtype=bool)
+                out.append(Batch(shape(b, t, h, w, c), known, ids, length, given))
+    return out
+
+
+def complete(experiment):
+    """The objective with the sizes of the weights that it starts from."""
+    objective = experiment.objective
+    if experiment.init is None:
+        return objective
+    from dit_video.weights.checkpoints import load_any
+
+    start = load_any(experiment.init)
+    return dataclasses.replace(objective, dit=objective.dit or start.dit, text=objective.text or start.text)
+
+
+def test_traces_on_its_own_mesh(experiment):
+    """One whole training step of every shape, on an abstract mesh of eight devices: no memory, no compilation."""
+    objective = complete(experiment)
+    names = tuple(f.name for f in dataclasses.fields(experiment.mesh))
+    mesh = AbstractMesh(experiment.mesh.resolve(8), names, axis_types=(AxisType.Auto,) * len(names))
+    parts = trained(objective, experiment.rules)
+    optimizer = experiment.optimizer.build(experiment.steps)
+    params = {name: nnx.to_pure_dict(state) for name, state in parts.abstract.items()}
+    state = jax.eval_shape(
+        lambda p: TrainState(jnp.zeros((), jnp.int32), p, tuple(p for _ in experiment.ema), optimizer.init(p)), params
+    )
+    step = make_step(loss_of(objective, parts), optimizer, experiment.ema, experiment.accumulate)
+    seen = set()
+    for batch in batches(experiment, objective):
+        key = str(batch)
+        if key in seen:
+            continue
+        seen.add(key)
+        with jax.sharding.use_abstract_mesh(mesh):
+            after, metrics = jax.eval_shape(step, state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+        assert metrics["loss"].shape == ()
+    assert seen

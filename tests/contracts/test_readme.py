@@ -55,8 +55,9 @@ def test_the_two_commands_come_first():
 
 def test_continuous_integration_runs_them_from_here():
     text = (ROOT / ".ci" / "run").read_text()
-    assert "tools/readme.py 1" in text
-    assert "tools/readme.py 2" in text
+    assert 'tools/readme.py" "$1"' in text
+    assert "\nreadme_command 1\n" in text
+    assert "\nreadme_command 2\n" in text
 
 
 def test_tags_are_few_and_give_reasons():
@@ -93,11 +94,19 @@ def test_every_measurement_is_shown_and_says_where_it_is_from():
 
 def test_a_table_of_scores():
     share = {"value": 0.9375, "low": 0.87, "high": 0.97, "n": 96}
-    data = {"scores": {"colour": share}, "splits": {"seen": {"colour": share}}, "reference": {"renders": {}},
-            "made_by": "dit-video eval", "machine": "m", "date": "d"}  # fmt: skip
+    data = {
+        "scores": {"colour": share},
+        "splits": {"template": {"seen": {"colour": share}, "unseen": {}}},
+        "reference": {"renders": {"colour": 1.0}},
+        "values": {"colour": {"red": {"value": 0.5, "n": 12}}},
+        "made_by": "dit-video eval",
+        "machine": "m",
+        "date": "d",
+    }
     text = tables.table(data).splitlines()
-    assert text[0] == "| score | all | seen | renders |"
-    assert text[2] == "| colour | 93.8 % (87-97, n 96) | 93.8 % (87-97, n 96) | - |"
+    assert text[0] == "|  | as asked (95 % interval) | template: seen | template: unseen | renders |"
+    assert text[2] == "| colour | 93.8 % (87-97, n 96) | 93.8 % (87-97, n 96) | - | 100.0 % |"
+    assert text[6] == "| colour | red 50.0 % |"
     assert text[-1] == "`dit-video eval` (m, d)"
 
 
