@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def is_config(node: ast.ClassDef) -> bool:
-    """A frozen dataclass with a default for most of its fields. Where they are few it is a result, for others to read."""
+    """A frozen dataclass with a default for most of its fields. Else it is a result, for others to read."""
     given = [item.value is not None for item in node.body if isinstance(item, ast.AnnAssign)]
     if sum(given) <= len(given) / 2:
         return False
