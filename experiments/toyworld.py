@@ -1,0 +1,51 @@
+"""Toyworld: the denoiser and the text encoder on board, trained on the procedural world against the VAE on board.
+
+    dit-video train toyworld --workdir runs/a
+
+Stages of at most 90 minutes on two CPU cores; the next starts from the weights of the last with a fresh optimizer:
+
+    dit-video train toyworld --workdir runs/b --init runs/a --seed 1
+"""
+
+from dit_video.data.buckets import Bucket
+from dit_video.data.loader import Toyworld
+from dit_video.data.pool import Pool
+from dit_video.diffusion.flow import RectifiedFlow
+from dit_video.models.dit import DiTConfig
+from dit_video.models.text import TextConfig
+from dit_video.train.conditions import Conditions
+from dit_video.train.denoise import Crop, Denoise
+from dit_video.train.experiment import Experiment
+from dit_video.train.optim import Optimizer
+
+EXPERIMENT = Experiment(
+    objective=Denoise(
+        dit=DiTConfig(heads=6, head_dim=32, depth=6, ffn_dim=768, text_dim=128),
+        text=TextConfig(vocab=768, width=128, heads=4, head_dim=32, ffn_dim=256, depth=2),
+        path=RectifiedFlow(shift=3.0),
+        conditions=Conditions(text=0.45, first=0.2, picture=0.1, tail=0.1, tail_with_sink=0.1, window=0.05),
+        crops=(Crop(5, 0.62), Crop(9, 0.28), Crop(1, 0.10)),
+        pool=Pool(clips=2048, reuse=12.0),
+        tokenizer="board",
+    ),
+    data=Toyworld(plain=0.65, two=0.2),
+    buckets=(
+        Bucket(17, 64, 64, 0.55),
+        Bucket(33, 64, 64, 0.25),
+        Bucket(17, 80, 48, 0.1),
+        Bucket(17, 48, 80, 0.1),
+    ),
+    optimizer=Optimizer(kind="muon", lr=2e-3, adam_lr=1e-3, warmup=100, decay_part=0.5),
+    steps=4000,
+    batch=32,
+    ema=(0.99, 0.998),
+    prompts=(
+        "a red circle moves right",
+        "a blue square moves up",
+        "a yellow star spins",
+        "a green triangle shrinks",
+        "a white ring bounces",
+        "a pink circle moves in a circle",
+    ),
+    sample_every=1000,
+)
