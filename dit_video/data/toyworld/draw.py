@@ -5,106 +5,101 @@ it (no wall in its first 14 frames, unless it is quick), and that two do not hid
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dit_video.core.errors import BadInput
 from dit_video.data.toyworld import scene as words
-from dit_video.data.toyworld.motion import scene_arrays, screen_track
+from dit_video.data.toyworld.motion import TAU, SceneArrays, scene_arrays, screen_track
 from dit_video.data.toyworld.scene import Body, Scene, check
 
 _TIMES = np.arange(17, dtype=np.float32) / np.float32(words.FPS)
 _AHEAD = 14 / words.FPS  # seconds without a wall
 _LEAST_SPREAD = 0.10  # of the start along the way, in units of min(height, width), even if there is a wall sooner
-_TRIES = 12
+_TRIES = 24
+_WORDS = ("shape", "colour", "size", "motion", "direction", "speed", "edge", "turn")
 
 
-def _start(rng: np.random.Generator, body: Body, height: int, width: int) -> Body:
-    """The body at a place that it may have by itself, before a static camera."""
+def _starts(rng: np.random.Generator, body: Body, height: int, width: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """n places (n, 2) and phases (n,) that the body may have by itself, before a static camera."""
     m = min(height, width)
-    sides = (width / m, height / m)
-    extent = np.multiply(words.EXTENT[body.shape], words.RADIUS[body.size])
+    extent = [reach * words.RADIUS[body.size] for reach in words.EXTENT[body.shape]]
     if body.motion == "grows":
-        extent = extent * words.GROWTH
+        extent = [reach * words.GROWTH for reach in extent]
     if body.motion == "spins":
-        extent = np.full(4, words.RADIUS[body.size] * 1.25)
+        extent = [words.RADIUS[body.size] * 1.25] * 4
     if body.motion == "circles":
-        extent = extent + words.ORBIT_RADIUS
-    place = []
-    for axis, side in enumerate(sides):
+        extent = [reach + words.ORBIT_RADIUS for reach in extent]
+    lows, highs = [], []
+    for axis, side in enumerate((width / m, height / m)):
         low, high = extent[2 * axis] + 0.01, side - extent[2 * axis + 1] - 0.01
         if low > high:
             low = high = (low + high) / 2
         way = words.UNIT[body.direction][axis] * words.VELOCITY[body.speed] if body.motion == "moves" else 0.0
-        if body.edge == "wrap" and way:  # in sight again within 17 frames, on the other side
-            gap = 0.35 * words.VELOCITY[body.speed] * _TIMES[-1]
-            far, near = (side / 2 + np.sign(way) * (side / 2 - gap - spread) for spread in (0.2, 0.0))
-            low, high = min(far, near), max(far, near)
+        if body.edge == "wrap" and way:  # so near the wall that it is back in sight within 17 frames
+            near = 0.35 * words.VELOCITY[body.speed] * float(_TIMES[-1])
+            low, high = (side - near - 0.2, side - near) if way > 0 else (near, near + 0.2)
         elif way:
             spread = max(high - low - abs(way) * _AHEAD, min(_LEAST_SPREAD, high - low))
             low, high = (low, low + spread) if way > 0 else (high - spread, high)
         if body.motion == "bounces" and axis == 1:
             low = high = side - extent[3]
-        place.append(float(rng.uniform(low, high)) / side)
-    phase = float(rng.random()) if body.motion in ("bounces", "circles", "spins") else 0.0
-    return Body(**(_words_of(body) | {"x": place[0], "y": place[1], "phase": phase}))
+        lows.append(low / side)
+        highs.append(high / side)
+    phase = rng.random(n) if body.motion in ("bounces", "circles", "spins") else np.zeros(n)
+    return rng.uniform(lows, highs, (n, 2)), phase
 
 
 def _words_of(body: Body) -> dict[str, str]:
-    return {
-        name: getattr(body, name)
-        for name in ("shape", "colour", "size", "motion", "direction", "speed", "edge", "turn")
-    }
+    return {name: getattr(body, name) for name in _WORDS}
 
 
 def hidden(scene: Scene, height: int = 64, width: int = 64) -> float:
     """How badly a scene is seen in its first 17 frames: frames in which an object's centre is near the edge or out of
     the picture, or in which two objects overlap; the first frame counts five times."""
-    track = screen_track(scene_arrays(scene), _TIMES, height, width)
-    bad = np.zeros(len(_TIMES))
-    for i, body in enumerate(scene.bodies):
-        inside = 0.0 if body.edge == "wrap" else 0.5 * track.radius[i]
-        out = (
-            (track.x[i] < inside)
-            | (track.x[i] > width - inside)
-            | (track.y[i] < inside)
-            | (track.y[i] > height - inside)
-        )
-        bad += out * (0.5 if body.edge == "wrap" else 1.0)
-    if len(scene.bodies) == 2:
-        apart = np.hypot(track.x[0] - track.x[1], track.y[0] - track.y[1])
-        bad += np.clip(1.3 - apart / (track.radius[0] + track.radius[1]), 0, None) * 4
-    return float(bad.sum() + 4 * bad[0])
+    return float(_hidden(scene_arrays(scene), len(scene.bodies), height, width))
+
+
+def _hidden(arrays: SceneArrays, bodies: int, height: int, width: int) -> np.ndarray:
+    """`hidden` of arrays with any axes in front."""
+    track = screen_track(arrays, _TIMES, height, width)
+    x, y, radius = (a[..., :bodies, :] for a in track[:3])
+    wrap = arrays.bodies.wrap[..., :bodies, None] > 0
+    inside = np.where(wrap, 0.0, 0.5 * radius)
+    out = (x < inside) | (x > width - inside) | (y < inside) | (y > height - inside)
+    bad = (out * np.where(wrap, 0.5, 1.0)).sum(-2)
+    if bodies == 2:
+        apart = np.hypot(x[..., 0, :] - x[..., 1, :], y[..., 0, :] - y[..., 1, :])
+        bad = bad + 5 * np.clip(1.1 - apart / radius.sum(-2), 0, None)
+    return bad.sum(-1) + 4 * bad[..., 0]
 
 
 def place(rng: np.random.Generator, scene: Scene, height: int = 64, width: int = 64) -> Scene:
-    """The scene with its places, phases and offsets drawn anew, to be seen well in a frame of that size."""
-
-    def once() -> Scene:
-        return Scene(
-            tuple(_start(rng, body, height, width) for body in scene.bodies),
-            scene.background,
-            scene.light,
-            scene.camera,
-            scene.tones,
-            scene.angle,
-            float(rng.random()) if scene.background in ("checkered", "striped") else 0.0,
-            float(rng.random()) if scene.camera == "handheld" else 0.0,
-        )
-
-    best = once()
-    if len(scene.bodies) == 1 and scene.camera in ("static", "handheld"):
-        return best
-    worst = hidden(best, height, width)
-    for _ in range(_TRIES):
-        if worst == 0:
-            break
-        other = once()
-        badness = hidden(other, height, width)
-        if badness < worst:
-            best, worst = other, badness
-    return best
+    """The scene with its places, phases and offsets drawn anew, to be seen well in a frame of that size: the first of
+    several draws that is seen without fault, or else the best."""
+    offset = float(rng.random()) if scene.background in ("checkered", "striped") else 0.0
+    scene = replace(scene, offset=offset, shake=float(rng.random()) if scene.camera == "handheld" else 0.0)
+    n = 1 if len(scene.bodies) == 1 and scene.camera in ("static", "handheld") else _TRIES
+    starts, phases = zip(*(_starts(rng, body, height, width, n) for body in scene.bodies), strict=True)
+    best = 0
+    if n > 1:
+        arrays = scene_arrays(scene)
+        gone = [np.zeros((n, 2))] * (2 - len(starts))
+        own = arrays.bodies
+        phase = np.stack([*phases, *(nobody[:, 0] for nobody in gone)], 1)
+        orbit = np.broadcast_to(own.orbit, (n, 2, 3)).copy()
+        orbit[..., 2] = TAU * phase
+        hop = np.broadcast_to(own.hop, (n, 2, 3)).copy()
+        hop[..., 2] = phase
+        own = own._replace(start=np.stack([*starts, *gone], 1), orbit=orbit, hop=hop)
+        best = int(_hidden(arrays._replace(bodies=own), len(starts), height, width).argmin())
+    bodies = (
+        replace(body, x=float(start[best, 0]), y=float(start[best, 1]), phase=float(phase[best]))
+        for body, start, phase in zip(scene.bodies, starts, phases, strict=True)
+    )
+    return replace(scene, bodies=tuple(bodies))
 
 
 def _choice(rng: np.random.Generator, options: Any) -> Any:
@@ -113,11 +108,9 @@ def _choice(rng: np.random.Generator, options: Any) -> Any:
 
 def _body(rng: np.random.Generator, given: Mapping[str, str | None], taken: tuple[str, ...], zooms: bool) -> Body:
     free = {name: value for name, value in given.items() if value is not None}
-    unknown = set(free) - set(_words_of(Body("circle", "red")))
+    unknown = set(free) - set(_WORDS)
     if unknown:
-        raise BadInput(
-            f"An object of toyworld has no {', '.join(sorted(unknown))}; it has {', '.join(_words_of(Body('', '')))}."
-        )
+        raise BadInput(f"An object of toyworld has no {', '.join(sorted(unknown))}; it has {', '.join(_WORDS)}.")
     direction = free.get("direction")
     apart = {"spins"} if free.get("shape") in words.ROUND else set()
     apart |= {"grows", "shrinks"} if zooms else set()

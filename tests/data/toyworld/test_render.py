@@ -120,7 +120,7 @@ def test_the_second_is_in_front():
     assert front[2] > 0.8 > 0.3 > front[0] and behind[0] > 0.8 > 0.35 > behind[2]
 
 
-def test_pixels_follow_the_track(rng):
+def test_pixels_follow_the_track():
     """The centroid of an object is where the track says, in every frame and under every camera."""
     for camera in words.CAMERAS:
         body = Body("circle", "red", size="small", motion="circles", turn="clockwise", x=0.5, y=0.5, phase=0.2)
@@ -131,7 +131,9 @@ def test_pixels_follow_the_track(rng):
         x = (weight * (np.arange(64) + 0.5)).sum((1, 2)) / total
         y = (weight * (np.arange(64) + 0.5)[:, None]).sum((1, 2)) / total
         at = screen_track(scene_arrays(scene), frame_times(17), 64, 64)
-        np.testing.assert_allclose(np.stack([x, y]), [at.x[0], at.y[0]], atol=0.5)
+        whole = np.maximum(np.abs(at.x[0] - 32), np.abs(at.y[0] - 32)) + at.radius[0] < 32
+        assert whole.sum() >= 14
+        np.testing.assert_allclose(np.stack([x, y])[:, whole], np.stack([at.x[0], at.y[0]])[:, whole], atol=0.3)
 
 
 def others(scene: Scene):
