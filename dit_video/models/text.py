@@ -154,7 +154,9 @@ class TextEncoder(nnx.Module):
         def body(x, layer):
             return nnx.merge(graph, layer)(x, near, visible), None
 
-        x = constrain(self.embed(ids), self.rules("batch", None, None))
+        # A lookup cannot be split where batch and the table's width lie on one mesh axis: gather the table first.
+        words = constrain(self.embed.embedding[...], self.rules(None, None)).astype(cfg.dtype)
+        x = constrain(jnp.take(words, ids, axis=0), self.rules("batch", None, None))
         rows = self.norm(jax.lax.scan(body, x, layers)[0])
         return Text(jnp.where(real[..., None], rows, 0), length)
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -51,9 +53,9 @@ class Model:
     digest: str = ""
 
     def module(self, part: str) -> nnx.Module:
-        """The module "dit", "vae" or "text" with its parameters in it."""
+        """The module "dit", "vae" or "text" with its parameters in it, on the default device."""
         graph, state = nnx.split(abstract(getattr(self, part)))
-        nnx.replace_by_pure_dict(state, self.params[part])
+        nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, self.params[part]))
         return nnx.merge(graph, state)
 
 

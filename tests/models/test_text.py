@@ -1,11 +1,14 @@
 """The text encoder: padding, position, length; and the numbers of transformers' UMT5."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from dit_video.core.mesh import MeshShape, batch_sharding, make_mesh, shardings
 from dit_video.models.text import TextConfig, TextEncoder, distance_buckets, relative_buckets
 from dit_video.weights.names import flatten, to_foreign, to_ours, unflatten
 from dit_video.weights.names_text import TEXT
@@ -75,9 +78,34 @@ def test_every_weight_names_its_axes_and_gets_a_gradient(encoder):
 
 
 def test_compute_dtype_leaves_the_weights_in_float32():
-    encoder = TextEncoder(TextConfig(**{**SMALL.__dict__, "dtype": "bfloat16"}), rngs=nnx.Rngs(0))
+    encoder = TextEncoder(replace(SMALL, dtype="bfloat16"), rngs=nnx.Rngs(0))
     assert encode(encoder, [[5, 1]], [2]).rows.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder, nnx.Param))} == {jnp.dtype("float32")}
+
+
+def test_the_same_rows_and_gradients_on_a_mesh():
+    encoder = TextEncoder(replace(SMALL, heads=4), rngs=nnx.Rngs(0))
+    graph, params = nnx.split(encoder, nnx.Param)
+    ids = jnp.asarray(np.random.default_rng(0).integers(3, 60, (4, 16)))
+    length = jnp.array([16, 3, 1, 9])
+
+    def loss(params, ids, length):
+        rows = nnx.merge(graph, params)(ids, length).rows
+        return jnp.sum(jnp.sin(rows)), rows
+
+    step = jax.value_and_grad(loss, has_aux=True)
+    (_, expected), expected_grads = jax.jit(step)(params, ids, length)
+    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    spread = jax.device_put(nnx.to_pure_dict(params), shardings(params, mesh))
+    nnx.replace_by_pure_dict(params, spread)
+    kernel = spread["blocks"]["attn"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 12, 32)  # stacked layers whole, width and heads split
+    with jax.set_mesh(mesh):
+        on_batch = jax.device_put((ids, length), batch_sharding(mesh))
+        (_, rows), grads = jax.jit(step)(params, *on_batch)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parity
