@@ -16,6 +16,8 @@ from dit_video.data.toyworld import scene as words
 SHADOW = 0.66  # an object's shadow leaves at least this share of the light
 _SPREAD = 0.07  # of the colours of one background, in daylight
 _PERIOD = dict(zip(("checkered", "striped"), render.PERIOD[2:], strict=True))  # in units of min(height, width)
+_MATCH = 0.5  # correlation of a pattern with the pixels, below which it is none
+_OFF = 0.15  # how far the colour of a plain background may be from the one that it should be
 _FLAT = 1.12  # a plain background may explain this factor less of a clip than a patterned one, which is more flexible
 
 
@@ -60,7 +62,7 @@ def to_tones(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
 
 
 def nearest_on(off: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where on the way from 0 the point nearest to `off` (..., 3) is, unclipped, and the distance to the clipped one."""
+    """Where on the way from 0 the point nearest to `off` (..., 3) is, unclipped, and its distance if clipped."""
     length = way @ way
     along = off @ (way / length)
     on = np.clip(along, 0, 1)
@@ -72,7 +74,7 @@ def find(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Ground:
     """The ground of a clip; frames in [0, 1]."""
     count, height, width, _ = frames.shape
     light_of, some = exposures(height, width), frames[np.unique(np.linspace(0, count - 1, 4).astype(int)), 1::3, 1::3]
-    best_plain, best_pattern = (0.0, "", "", np.zeros(3), np.zeros(3)), (0.0, "", "", np.zeros(3), np.zeros(3))
+    best_plain = best_pattern = (0.0, "", "", np.zeros(3, np.float32), np.zeros(3, np.float32))
 
     def share(distance: np.ndarray) -> float:
         return float(np.exp(-((distance / _SPREAD) ** 2)).mean())
@@ -89,14 +91,21 @@ def find(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Ground:
             low, high = np.float32(tones)
             _, distance = nearest_on(day - low, high - low)
             best_pattern = max(best_pattern, (share(distance), "", light, low, high), key=_first)
-    still = np.ones(count), np.zeros(count), np.zeros(count)
-    plain = _FLAT * best_plain[0] >= best_pattern[0]
-    fit, name, light, low, high = best_plain if plain else best_pattern
+    if _FLAT * best_plain[0] < best_pattern[0]:
+        fit, _, light, low, high = best_pattern
+        exposure = light_of[words.LIGHTS.index(light)]
+        background, camera, match, seen = _pattern(frames / exposure, low, high, fps)
+        if match > _MATCH:
+            return Ground(background, light, camera, low, high, exposure, fit, match, *seen)
+    _, name, light, tone, _ = best_plain
     exposure = light_of[words.LIGHTS.index(light or "day")]
-    if plain:
-        return Ground(name, light, "static", low, high, exposure, fit, 1.0, *still)
-    background, camera, match, seen = _pattern(frames / exposure, low, high, fps)
-    return Ground(background, light, camera, low, high, exposure, fit, match, *seen)
+    # a generator's tones are a little off: what counts from here on is the one that is there
+    day = (some / exposure[1::3, 1::3]).reshape(-1, 3)
+    own = day[np.linalg.norm(day - tone, axis=-1) < _OFF]
+    tone = np.median(own, 0) if len(own) else tone
+    fit = share(np.linalg.norm(day - tone, axis=-1))
+    still = np.ones(count), np.zeros(count), np.zeros(count)
+    return Ground(name, light, "static", tone, tone, exposure, fit, 1.0, *still)
 
 
 def _first(hypothesis: tuple) -> float:

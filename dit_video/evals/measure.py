@@ -35,7 +35,7 @@ class Object:
     units of m = min(height, width) from the upper left corner, in the world (the camera's way is taken off), areas in
     m^2, angles in radians clockwise from upright, up to the shape's own repeats.
 
-    shape_share, colour_share: part of the frames in which they are the clip's. outline_error: median over frames of the
+    shape_share: part of the frames in which the shape is the clip's. outline_error: median over frames of the
     relative squared error of the silhouette. rate, path_error: of `path.Motion`.
     """
 
@@ -54,7 +54,6 @@ class Object:
     angle: Float[np.ndarray, "T"] = field(repr=False)
     seen: Bool[np.ndarray, "T"] = field(repr=False)
     shape_share: float = 0.0
-    colour_share: float = 0.0
     outline_error: float = 0.0
     path_error: float = 0.0
 
@@ -106,8 +105,6 @@ def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Rea
 
     if ground.fit < 0.25:
         return unreadable("no background of this world")
-    if ground.match < 0.5:
-        return unreadable(f"the {ground.background} background does not move as one")
     day = pixels / ground.exposure
     _, contrast = grounds.to_tones(day, ground.low, ground.high)
     covers, colours, reason = _segment(day, contrast, np.stack([ground.low, ground.high]))
@@ -143,6 +140,16 @@ def _dilated(mask: Bool[np.ndarray, "T H W"], times: int = 1) -> Bool[np.ndarray
     return mask
 
 
+def _neighbours(mask: Bool[np.ndarray, "T H W"]) -> np.ndarray:
+    """How many of the four neighbours in the frame are in the mask."""
+    out = np.zeros(mask.shape, np.int8)
+    out[:, 1:] += mask[:, :-1]
+    out[:, :-1] += mask[:, 1:]
+    out[:, :, 1:] += mask[:, :, :-1]
+    out[:, :, :-1] += mask[:, :, 1:]
+    return out
+
+
 def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[list[np.ndarray], list[str], str]:
     """Opacity (T, H, W) of each object and its colour; or, third, why there are none."""
     count, height, width, _ = day.shape
@@ -163,6 +170,7 @@ def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[
         mine[mine] = ~_mixed(day[t, y, x][mine], tones, list(seeds))
         sure = np.zeros(day.shape[:3], bool)
         sure[t[mine], y[mine], x[mine]] = True
+        sure &= _neighbours(sure) >= 2  # noise has none
         if (sure.sum((1, 2)) > 0.3 * least).mean() > 0.35:
             seeds[int(i)] = sure
     names = list(seeds)
@@ -289,7 +297,7 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
     first = size[seen][0] if motion.kind in ("grows", "shrinks") else np.median(size[seen])
     found = Object(
         colour, name, path.nearest(float(first), words.RADIUS), motion.kind, motion.direction, motion.speed,
-        motion.turn, motion.edge, motion.rate, track, s.area / m**2, size, angle, seen, share, 1.0, middle, motion.error,
+        motion.turn, motion.edge, motion.rate, track, s.area / m**2, size, angle, seen, share, middle, motion.error,
     )  # fmt: skip
     if middle > _BLOB:
         return replace(found, shape="unclear"), "has no shape"

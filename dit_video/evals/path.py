@@ -102,7 +102,7 @@ def _line(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
 
 
 def _regress(target: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares of a target (T,) on many bases (..., T, k): squared errors (...), coefficients (..., k)."""
+    """Weighted least squares of a target (T,) on bases (..., T, k): squared errors (...), coefficients (..., k)."""
     root = np.sqrt(weight)[:, None]
     a, b = basis * root, target * root[:, 0]
     gram = np.einsum("...tk,...tl->...kl", a, a) + 1e-9 * np.eye(basis.shape[-1])
