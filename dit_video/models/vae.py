@@ -9,6 +9,7 @@ static graph, and the same graph runs on pieces when given the `past` that the p
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ class VAEConfig:
     def __post_init__(self):
         if len(self.temporal) != len(self.mult) - 1:
             raise BadInput(
-                f"VAEConfig: temporal={self.temporal} must have one entry a halving, that is len(mult)-1={len(self.mult) - 1}."
+                f"VAEConfig: temporal={self.temporal} wants one entry a halving: len(mult)-1={len(self.mult) - 1}."
             )
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) not in (0, self.z):
@@ -185,7 +186,7 @@ class Encoder(nnx.Module):
         widths = [cfg.base * m for m in (1, *cfg.mult)]
         self.conv_in = conv(3 * cfg.patch**2, widths[0])
         layers, scale = [], 1.0
-        for level, (inside, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (inside, out) in enumerate(pairwise(widths)):
             for n in range(cfg.res_blocks):
                 layers.append(Block(inside if n == 0 else out, out, conv=conv))
                 if scale in cfg.attn_scales:

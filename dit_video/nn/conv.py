@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-Frames = Float[Array, "B T H W C"]
+Frames = Float[Array, "_ _ _ _ _"]  # B T H W C, sizes unnamed: what a layer returns has other channels than it took
 Kernel3D = Float[Array, "t h w I O"]
 Back = Literal["folded", "direct"]
 

@@ -1,7 +1,8 @@
-"""The VAE's objective: reconstruction, its differences in time and in space, and a little KL; and the latents' statistics."""
+"""The VAE's objective (reconstruction, its differences in time and space, a little KL) and the latents' statistics."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from dit_video.core.errors import BadInput
+from dit_video.core.mesh import Rules
 from dit_video.core.types import Latent, Video
-from dit_video.models.vae import VAE
+from dit_video.data.loader import Loader, Reader, generator
+from dit_video.models.vae import VAE, VAEConfig
+from dit_video.train.experiment import Experiment
+from dit_video.weights.checkpoints import Run, load_vae, save_vae
 
 
 def kl(mean: Latent, logvar: Latent) -> Float[Array, ""]:
@@ -52,8 +58,11 @@ class VAEObjective:
     def loss(
         self, graph: nnx.GraphDef[VAE], params: Any, video: Video, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """`terms` of the VAE that graph and parameters make."""
+        return self.terms(nnx.merge(graph, params), video, key)
+
+    def terms(self, vae: VAE, video: Video, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Encodes, samples, decodes. Returns the weighted sum and its terms (and PSNR in dB of the unclipped video)."""
-        vae = nnx.merge(graph, params)
         mean, logvar = vae.encode(video)
         z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
         out = vae.decode(z, clip=False)
@@ -83,3 +92,125 @@ def latent_statistics(
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0.0))
     return tuple(float(x) for x in mean), tuple(float(x) for x in std)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a batch is cut to: the first `frames` frames and `size` x `size` pixels (0: whole frames). Of `tries` places
+    that with most contrast is taken, because most of a plain scene is plain. `clips`: part of the batch that is used,
+    so that steps on large clips cost what steps on small ones do."""
+
+    frames: int = 9
+    size: int = 32
+    tries: int = 3
+    clips: float = 1.0
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Training of a VAE. Frame 0 of every clip is encoded as an image is, so no still images are needed beside."""
+
+    vae: VAEConfig | None = None  # None: that of `init`
+    weights: VAEObjective = VAEObjective()
+    cuts: tuple[Cut, ...] = (Cut(9, 32, share=0.8), Cut(17, 0, clips=0.25, share=0.2))
+    statistics: int = 512  # clips that the latents' mean and std are measured on at the end
+
+    def resolve(self, experiment: Experiment, run: Run) -> tuple["Reconstruct", Any]:
+        """The config filled in, and the parameters to start from (None: random). Raises `BadInput` without a config,
+        and for cuts that the buckets do not hold."""
+        config, params = (self.vae, None) if experiment.init is None else load_vae(experiment.init)
+        if config is None:
+            raise BadInput("objective.vae is empty and there is no --init MODEL to take it from")
+        if self.vae is not None and replace(config, latents_mean=(), latents_std=()) != self.vae:
+            raise BadInput("objective.vae differs from the VAE of --init; leave it empty to take that one")
+        for cut in self.cuts:
+            config.latent_shape(cut.frames, cut.size or config.factor, cut.size or config.factor)
+            for b in experiment.buckets:
+                if cut.frames > b.frames or cut.size > min(b.height, b.width):
+                    raise BadInput(f"objective.cuts: {cut} is larger than the bucket {b}")
+        return replace(self, vae=replace(config, latents_mean=(), latents_std=())), params
+
+    def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+        return {"vae": VAE(self._config(), rules, rngs=rngs)}
+
+    def initial(self, base: Any) -> dict[str, Any] | None:
+        return None if base is None else {"vae": base}
+
+    def loss(
+        self, modules: dict[str, Any], batch: Video, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        return self.weights.terms(modules["vae"], batch, key)
+
+    def stream(self, experiment: Experiment, base: Any, held_out: bool) -> "ClipStream":
+        return ClipStream(self, experiment, experiment.data.open(experiment.buckets, held_out), held_out)
+
+    def model(self, params: dict[str, Any], base: Any) -> VAE:
+        graph, state = nnx.split(nnx.eval_shape(lambda: VAE(self._config(), rngs=nnx.Rngs(0))))
+        nnx.replace_by_pure_dict(state, params["vae"])
+        return nnx.merge(graph, state)
+
+    def finish(self, params: dict[str, Any], experiment: Experiment, base: Any, run: Run) -> None:
+        """Measures the latents and writes `vae/`, which a denoiser's run takes with `--vae`."""
+        vae = self.model(params, base)
+        graph, state = nnx.split(vae)
+        encode = jax.jit(lambda state, video: nnx.merge(graph, state).encode(video)[0])
+        whole = replace(self, cuts=(Cut(min(b.frames for b in experiment.buckets), 0),))
+        clips = ClipStream(whole, experiment, experiment.data.open(experiment.buckets), held_out=False)
+        count = max(1, self.statistics // experiment.batch)
+        mean, std = latent_statistics(lambda v: encode(state, v), (next(clips) for _ in range(count)))
+        save_vae(run.path / "vae", replace(self._config(), latents_mean=mean, latents_std=std), params["vae"])
+
+    def _config(self) -> VAEConfig:
+        assert self.vae is not None, "resolve() fills it in"
+        return self.vae
+
+
+class ClipStream:
+    """Batches of pixels, cut. State: that of the loader and the number of batches."""
+
+    def __init__(self, objective: Reconstruct, experiment: Experiment, reader: Reader, held_out: bool):
+        process, processes = jax.process_index(), jax.process_count()
+        self.reader, self.cuts = reader, objective.cuts[:1] if held_out else objective.cuts
+        self.loader = Loader(reader, experiment.batch // processes, process=process, processes=processes)
+        self.key, self.count = (experiment.seed, process, int(held_out)), 0
+
+    def state(self) -> dict[str, Any]:
+        return {"loader": self.loader.state(), "count": self.count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.loader.restore(state["loader"])
+        self.count = int(state["count"])
+
+    def __iter__(self) -> Iterator[Video]:
+        return self
+
+    def __next__(self) -> Video:
+        # The kind of cut depends on the count alone: every process takes the same shapes.
+        shares = np.array([c.share for c in self.cuts])
+        cut = self.cuts[int(generator(self.key[0], self.count).choice(len(self.cuts), p=shares / shares.sum()))]
+        rng = generator(*self.key, self.count)
+        self.count += 1
+        clips = next(self.loader)
+        use = max(1, round(len(clips.draws) * cut.clips))
+        arrays = jax.tree.map(lambda x: x[:use], clips.arrays)
+        bucket = self.reader.buckets[clips.bucket]
+        size = (bucket.height, bucket.width)
+        free = (use, cut.tries)
+        places = [rng.integers(0, s - cut.size + 1 if cut.size else 1, free) for s in size]
+        video = _cut(self.reader, clips.bucket, cut, arrays, np.stack(places, -1).astype(np.int32))
+        return np.asarray(video)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _cut(reader: Reader, bucket: int, cut: Cut, arrays: Any, places: Any) -> Video:
+    video = reader.frames(arrays, bucket)[:, : cut.frames]
+    if not cut.size:
+        return video
+
+    def one(clip, tries):
+        shape = (cut.frames, cut.size, cut.size, 3)
+        crops = jnp.stack([jax.lax.dynamic_slice(clip, (0, *tries[n], 0), shape) for n in range(cut.tries)])
+        return crops[jnp.argmax(jnp.std(crops, axis=(1, 2, 3, 4)))]
+
+    return jax.vmap(one)(video, places)

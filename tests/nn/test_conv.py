@@ -24,7 +24,8 @@ def plain(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 def draw(frames: int, size=(3, 3, 3), seed=0):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(2, frames, 5, 4, 3)).astype("f"), rng.normal(size=(*size, 3, 2)).astype("f")
+    x, kernel = rng.normal(size=(2, frames, 5, 4, 3)), rng.normal(size=(*size, 3, 2))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -32,7 +33,7 @@ def draw(frames: int, size=(3, 3, 3), seed=0):
 @pytest.mark.parametrize("conv", [folded, direct])
 def test_values(conv, size, frames):
     x, kernel = draw(frames, size)
-    np.testing.assert_allclose(conv(x, kernel), plain(x, kernel), atol=2e-5)
+    np.testing.assert_allclose(conv(x, kernel), plain(np.asarray(x), np.asarray(kernel)), atol=2e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
@@ -40,9 +41,7 @@ def test_values(conv, size, frames):
 def test_gradients_are_those_of_the_direct_convolution(size, frames):
     x, kernel = draw(frames, size)
     weight = np.random.default_rng(1).normal(size=(2, frames, 5, 4, 2)).astype("f")
-    ours, theirs = (
-        jax.grad(lambda x, k, conv=conv: jnp.sum(weight * conv(x, k)), (0, 1))(x, kernel) for conv in (folded, direct)
-    )
+    ours, theirs = (jax.grad(lambda x, k, c=c: jnp.sum(weight * c(x, k)), (0, 1))(x, kernel) for c in (folded, direct))
     np.testing.assert_allclose(ours[0], theirs[0], atol=2e-5)
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-4)
 
