@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Video = Float[Array, "B T H W 3"]
+Video = Float[Array, "B F Y X 3"]  # frames and pixels; a Latent of the same clip has fewer, under other letters
 Latent = Float[Array, "B T H W C"]
 
 
