@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+import runpy
 import sys
 import types
 import typing
@@ -52,6 +53,12 @@ jaxtyping.install_import_hook([f"dit_video.{floor}" for floor in floors], "shape
 def checkout() -> Path:
     """The root of the checkout that the tests lie in. The package itself may be installed elsewhere."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> typing.Any:
+    """A whole `Model` of a few thousand random weights (see miniature.py)."""
+    return runpy.run_path(str(Path(__file__).with_name("miniature.py")))["miniature"]()
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ class VideoPipeline:
             which = [min(first + i, count - 1) for i in range(size)]
             noise = clip_noise(request.seed, which, shape[0], shape[1:]) if latents is None else latents[which]
             try:
-                made = self._sample(request, which, noise, callback, progress)
+                made = self._sample(request, which, noise, callback, progress, output_type != "latent")
                 frames = None if output_type == "latent" else self._decode(made, request, progress)
             except Unfinished as error:
                 error.clips = clips
@@ -211,7 +211,13 @@ class VideoPipeline:
         return Output(clips, request.seed, output_type)
 
     def _sample(
-        self, request: Request, which: list[int], noise: np.ndarray, callback: Callable | None, progress: Progress
+        self,
+        request: Request,
+        which: list[int],
+        noise: np.ndarray,
+        callback: Callable | None,
+        progress: Progress,
+        decodes: bool,
     ) -> np.ndarray:
         """Normalised latents of some of the request's clips."""
         solver, params = solver_named(request.solver), self.params
@@ -225,7 +231,7 @@ class VideoPipeline:
             mask[:, 0] = True
         with progress.phase("compile"):
             prompt = (params["dit"], params["text"], self._spread(tokens.ids), self._spread(tokens.length))
-            ready = self._prepare(request, prompt, noise, pixels, clean, mask, schedule)
+            ready = self._prepare(request, prompt, noise, pixels, clean, mask, schedule, decodes)
         with progress.phase("denoise", steps=schedule.steps) as tick, self.programs.on_mesh():
             if pixels is not None:
                 clean[:, 0] = np.asarray(ready["encode"](params["vae"], pixels))[:, 0]
@@ -255,7 +261,9 @@ class VideoPipeline:
             latents = np.asarray(carry.x)
         return latents if mask is None else np.where(mask[..., None], clean, latents)
 
-    def _prepare(self, request: Request, prompt: tuple, noise, pixels, clean, mask, schedule) -> dict[str, Callable]:
+    def _prepare(
+        self, request: Request, prompt: tuple, noise, pixels, clean, mask, schedule: Schedule, decodes: bool
+    ) -> dict[str, Callable]:
         """Everything that this request needs, compiled."""
         programs, solver = self.programs, solver_named(request.solver)
         begin, kind = programs.begin(solver), (solver, request.guided, mask is not None)
@@ -268,7 +276,7 @@ class VideoPipeline:
         }
         if pixels is not None:
             wanted["encode"] = ((), programs.encode, (self.params["vae"], pixels))
-        if noise.shape[1] < STREAM_FROM:
+        if decodes and noise.shape[1] < STREAM_FROM:
             wanted["decode"] = ((), programs.decode, (self.params["vae"], noise))
         return programs.prepare(wanted)
 

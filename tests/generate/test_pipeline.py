@@ -133,8 +133,8 @@ def test_a_first_frame_is_kept(pipe, tiny):
     assert out.metadata[0]["image"] == {"image": "given", "height": 32, "width": 32, "resize": "crop"}
 
 
-@pytest.mark.parametrize("given", [{"num_frames": 1}, {"aspect": "9:16"}, {"solver": "heun"}])
-def test_other_shapes_and_solvers(pipe, given):
+@pytest.mark.parametrize("given", [{"num_frames": 1}, {"aspect": "9:16"}])
+def test_other_shapes(pipe, given):
     out = pipe(PROMPT, seed=7, **given)
     meta = out.metadata[0]
     assert out.frames[0].shape == (meta["num_frames"], meta["height"], meta["width"], 3)
@@ -210,17 +210,14 @@ def test_a_long_clip_is_decoded_in_pieces(pipe, monkeypatch):
 def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):
     from dit_video.generate import pipeline
 
-    monkeypatch.setattr(pipeline, "AT_ONCE", 2)
-    before = len(pipe.programs.compiled)
-    out = pipe([PROMPT] * 3, seed=7, output_type="latent")
-    assert len(out.clips) == 3
-    assert len(pipe.programs.compiled) - before <= 3
+    monkeypatch.setattr(pipeline, "AT_ONCE", 3)
+    out = pipe([PROMPT] * 5, seed=7, output_type="latent")
+    assert [meta["clip"] for meta in out.metadata] == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(out.frames[0], plain.clips[0].latents, atol=1e-4)
     assert np.abs(out.frames[2] - out.frames[0]).max() > 0.1
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
-@pytest.mark.parametrize("shape", [MeshShape(data=8), MeshShape(data=2, fsdp=2, tensor=2)])
-def test_a_mesh_gives_the_same_clip(tiny, plain, shape):
-    out = VideoPipeline(tiny, mesh=shape)(PROMPT, seed=7)
+def test_a_mesh_gives_the_same_clip(tiny, plain):
+    out = VideoPipeline(tiny, mesh=MeshShape(data=2, fsdp=2, tensor=2))(PROMPT, seed=7)
     assert worst(out.frames[0], plain.frames[0]) <= 1

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 from flax import nnx
 
 from dit_video.models import tokenizer
@@ -38,8 +37,7 @@ def random_weights(cfg, seed):
     return jax.tree.map_with_path(draw, nnx.to_pure_dict(nnx.state(abstract(cfg), nnx.Param)))
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Model:
+def miniature() -> Model:
     params = {part: random_weights(cfg, seed) for seed, (part, cfg) in enumerate(CONFIGS.items())}
     words = tokenizer.train(CAPTIONS * 3, 120)
     defaults = Defaults(

@@ -1,0 +1,175 @@
+"""`dit-video generate`: what stands on stdout, what lies on disk, and exit codes; with a model in miniature."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_video.cli import generate
+from dit_video.cli.main import main
+from dit_video.data.video import read_video
+from dit_video.generate.clip import frames_sha256
+from dit_video.weights.folder import save_model
+
+PROMPT = "a red circle moves right"
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return str(save_model(tiny, tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in, and no compile cache outside of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "prepare_jax", lambda device: None)
+    return tmp_path
+
+
+def said(capsys):
+    """(stdout, stderr) of the last command."""
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_one_prompt_one_file(model, here, capsys):
+    assert main(["generate", PROMPT, "--model", model]) == 0
+    out, err = said(capsys)
+    path = here / out.strip()
+    assert path.parent == here / "outputs"
+    meta = json.loads(path.with_suffix(".json").read_text())
+    footage = read_video(path)
+    assert footage.metadata == meta
+    assert footage.frames.shape == (5, 32, 32, 3)
+    assert f"seed {meta['seed']}" in err
+    assert path.stem.endswith(f"a-red-circle-moves-right_s{meta['seed']}")
+    assert len(meta["frames_sha256"]) == 64
+
+
+def test_json_for_one_and_for_several(model, capsys):
+    assert main(["generate", PROMPT, "--model", model, "--seed", "3", "--json", "--output", "a.gif"]) == 0
+    one = json.loads(said(capsys)[0])
+    assert {k: one[k] for k in ("path", "seed", "frames", "height", "width", "fps", "steps")} == {
+        "path": "a.gif", "seed": 3, "frames": 5, "height": 32, "width": 32, "fps": 8.0, "steps": 3,
+    }  # fmt: skip
+    assert set(one["seconds"]) == {"load", "compile", "denoise", "decode", "write"}
+    argv = [
+        "generate",
+        PROMPT,
+        "--prompt",
+        "a blue star",
+        "--model",
+        model,
+        "--seed",
+        "3",
+        "--json",
+        "--output",
+        "b.gif",
+    ]
+    assert main(argv) == 0
+    several = json.loads(said(capsys)[0])
+    assert [clip["path"] for clip in several] == ["b_0.gif", "b_1.gif"]
+    assert several[0]["model"] == one["model"] != ""
+
+
+def test_dashes_and_underscores_and_a_still(model, here, capsys):
+    argv = [
+        "generate",
+        PROMPT,
+        "--model",
+        model,
+        "--num-frames",
+        "1",
+        "--num_inference_steps",
+        "1",
+        "--output",
+        "s.png",
+    ]
+    assert main(argv) == 0
+    assert read_video(here / "s.png").frames.shape == (1, 32, 32, 3)
+
+
+def test_an_image_and_latents(model, here, capsys):
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save("first.png")
+    argv = ["generate", PROMPT, "--model", model, "--image", "first.png", "--resize", "stretch", "--save_latents"]
+    assert main([*argv, "--output", "a.mp4", "--seed", "1"]) == 0
+    meta = json.loads((here / "a.json").read_text())
+    assert meta["image"] == {"image": "first.png", "height": 64, "width": 64, "resize": "stretch"}
+    with np.load(here / "a.latents.npz") as saved:
+        assert saved["latents"].shape == (2, 4, 4, 4)
+
+
+def test_the_hash_is_of_the_frames_of_the_python_call(model, tiny, here):
+    from dit_video.generate.pipeline import VideoPipeline
+
+    assert main(["generate", PROMPT, "--model", model, "--seed", "9", "--output", "a.mp4"]) == 0
+    meta = json.loads((here / "a.json").read_text())
+    assert meta["frames_sha256"] == frames_sha256(VideoPipeline(tiny)(PROMPT, seed=9).frames[0])
+
+
+@pytest.mark.parametrize(
+    "argv, code, message",
+    [
+        ([""], 2, "The prompt is empty"),
+        ([], 2, "No prompt"),
+        ([PROMPT, "--num_frames", "50"], 2, "num_frames=50: this model needs 4k+1. Use 49 or 53"),
+        ([PROMPT, "--height", "500"], 2, "height=500 must be a multiple of 16"),
+        ([PROMPT, "--seconds", "5", "--num_frames", "97", "--fps", "16"], 2, "disagree"),
+        ([PROMPT, "--image", "none.png"], 2, "no such file"),
+        ([PROMPT, "--output", "a.avi"], 2, "Use one of .mp4"),
+        ([PROMPT, "--output", "/proc/nowhere/a.mp4"], 2, "cannot write"),
+        ([PROMPT, "--solver", "magic"], 2, "unipc"),
+        ([PROMPT, "--num_frames", "65", "--strict"], 2, "trained to"),
+        ([PROMPT * 10, "--strict"], 2, "Dropped"),
+        ([PROMPT, "--seeds", "4"], 2, "--seed"),
+    ],
+)
+def test_bad_input(model, here, capsys, monkeypatch, argv, code, message):
+    from dit_video.generate.pipeline import VideoPipeline
+
+    monkeypatch.setattr(VideoPipeline, "run", lambda *_, **__: pytest.fail("it began to sample"))
+    assert main(["generate", *argv, "--model", model]) == code
+    out, err = said(capsys)
+    assert out == ""
+    assert message in err
+    assert not list(here.rglob("*.mp4"))
+
+
+def test_an_unknown_model(here, capsys):
+    assert main(["generate", PROMPT, "--model", "nowhere"]) in (2, 3)
+    assert "nowhere" in said(capsys)[1]
+
+
+def test_existing_files_are_kept(model, here, capsys):
+    (here / "a.mp4").write_text("older")
+    assert main(["generate", PROMPT, "--model", model, "--output", "a.mp4"]) == 2
+    assert "--force" in said(capsys)[1]
+    assert (here / "a.mp4").read_text() == "older"
+
+
+def test_an_interrupted_run_keeps_its_latents(model, here, capsys, monkeypatch):
+    from dit_video.generate import pipeline
+
+    def stop(*_, **__):
+        raise pipeline.Unfinished("interrupted at step 2/3", pipeline.Interrupted, np.zeros((1, 2, 4, 4, 4)), None)
+
+    monkeypatch.setattr(pipeline.VideoPipeline, "_decode", stop)
+    assert main(["generate", PROMPT, "--model", model, "--output", "a.mp4"]) == 130
+    assert "a.latents.npz" in said(capsys)[1]
+    assert (here / "a.latents.npz").is_file()
+    assert not (here / "a.mp4").exists()
+
+
+def test_help_does_not_load_jax():
+    code = (
+        "import sys; from dit_video.cli.main import main\ntry: main(['generate', '--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--num_frames", "--seconds", "--aspect", "--guidance_scale", "--negative_prompt", "--save_latents"):
+        assert flag in done.stdout
