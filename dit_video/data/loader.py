@@ -1,8 +1,8 @@
 """Where clips come from, and batches of them by bucket.
 
-A *source* is settings (`Toyworld`, `Folder`); opened, it is a *reader*: `load(draw)` is clip number `draw` of an endless
-sequence, a pure function of (settings, draw), so that any place in the data can be found again. `Loader` reads ahead
-with grain, makes batches of one bucket each, and its state is small JSON.
+A *source* is settings (`Toyworld`, `Folder`); opened, it is a *reader*: `load(draw)` is clip number `draw` of an
+endless sequence, a pure function of (settings, draw), so that any place in the data can be found again. `Loader` reads
+ahead with grain, makes batches of one bucket each, and its state is small JSON.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
-"""Latents in a pool: encoding a clip costs as much as a training step, so a clip is encoded once and used several times.
+"""Latents in a pool: encoding a clip costs as much as a training step, so it is encoded once and used several times.
 
-Pool number `p` is clips `p * clips .. (p + 1) * clips` of the reader, encoded, and used in fresh random orders before the
-next is made. It is a pure function of (seed, p): a resumed run makes it again and goes on with the same batches.
+Pool number `p` is clips `p * clips .. (p + 1) * clips` of the reader, encoded, and used in fresh random orders before
+the next is made. It is a pure function of (seed, p): a resumed run makes it again and goes on with the same batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,8 +63,8 @@ def draw_pictures(rng: np.random.Generator, clips: int, pictures: int, frames: i
 
 
 class PoolStream:
-    """Batches of encoded clips of one bucket for ever: `(bucket, Encoded, rng)`, where `rng` is a generator that belongs
-    to this batch alone. State: the number of the pool and of the batch in it."""
+    """Batches of encoded clips of one bucket for ever: `(bucket, Encoded, rng)`, where `rng` is a generator that
+    belongs to this batch alone. State: the number of the pool and of the batch in it."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class PoolStream:
             raise BadInput(f"pool.clips={settings.clips} does not divide over {processes} processes")
         if settings.clips < batch * processes / max(settings.reuse, 1e-9):
             raise BadInput(
-                f"pool.clips={settings.clips}: one batch of {batch} would use a clip more than reuse={settings.reuse} times"
+                f"pool.clips={settings.clips}: a batch of {batch} would use a clip more than {settings.reuse:g} times"
             )
         self.reader, self.encode, self.tokenize, self.settings = reader, encode, tokenize, settings
         self.batch, self.seed, self.process, self.processes, self.say = batch, seed, process, processes, latest

@@ -23,7 +23,8 @@ from dit_video.models.tokenizer import Tokenizer, train
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
 from dit_video.train.experiment import Experiment
-from dit_video.weights.checkpoints import Run, load_any, load_vae, scheduler
+from dit_video.weights.checkpoints import Run, load_tokenizer, load_vae, scheduler
+from dit_video.weights.folder import load_model
 from dit_video.weights.model import Defaults, Model
 
 
@@ -59,7 +60,8 @@ class Denoise:
     crops: tuple[Crop, ...] = (Crop(5, 0.75), Crop(9, 0.15), Crop(1, 0.10))
     pool: Pool = Pool()
     tokens: int = 48  # rows of text in training; longer captions are cut, and said
-    tokenizer_captions: int = 20_000  # captions that a new tokenizer is trained on
+    tokenizer: str | None = None  # "board", a model, or a folder with a tokenizer; None: that of `init`, else a new one
+    tokenizer_captions: int = 8000  # captions that a new tokenizer is trained on
     defaults: Defaults = Defaults()  # size, steps and guidance that the model is sampled with
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["Denoise", Base]:
@@ -69,7 +71,7 @@ class Denoise:
         weights on board, and a tokenizer trained on the captions) and keeps a copy. Raises `BadInput` when sizes do not
         fit one another.
         """
-        start = load_any(experiment.init) if experiment.init and not run.has_checkpoint() else None
+        start = load_model(experiment.init) if experiment.init and not run.has_checkpoint() else None
         if run.has_base():
             config, params, tokenizer = run.load_base()
         else:
@@ -98,6 +100,8 @@ class Denoise:
         return replace(self, dit=dit, text=text), Base(config, params, tokenizer, start, experiment.prompts)
 
     def _tokenizer(self, experiment: Experiment, run: Run) -> Tokenizer:
+        if self.tokenizer is not None:
+            return load_tokenizer(self.tokenizer)
         assert self.text is not None, "without --init the text encoder's sizes are given"
         captions = experiment.data.open(experiment.buckets).captions(self.tokenizer_captions)
         log.info("training a tokenizer of %d pieces on %d captions", self.text.vocab, len(captions))

@@ -53,7 +53,7 @@ class Objective(Protocol):
 
     def finish(self, params: dict[str, Any], experiment: "Experiment", base: Any, run: Any) -> None:
         """After the last step, with the longest average: what a run leaves besides its checkpoints (a VAE measures the
-        mean and std of its latents and writes `vae/` with `weights.checkpoints.save_part`)."""
+        mean and std of its latents and writes `vae/` with `weights.checkpoints.save_vae`)."""
         ...
 
 

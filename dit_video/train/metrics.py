@@ -56,7 +56,9 @@ class MetricsLog:
             return
         path = folder / "metrics.jsonl"
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) is not None and _step_of(line) <= step]
+            kept = [
+                line for line in path.read_text().splitlines() if _step_of(line) is not None and _step_of(line) <= step
+            ]
             path.write_text("".join(line + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
         from tensorboardX import SummaryWriter
@@ -89,21 +91,21 @@ def _short(value: float) -> float | None:
 
 
 class Rates:
-    """Clips and model FLOPs a second since the last report; time spent elsewhere (samples, held-out loss, the first step
-    of a new shape, which compiles) can be left out."""
+    """Clips and model FLOPs a second since the last report; time spent elsewhere (samples, held-out loss, the first
+    step of a new shape, which compiles) can be left out."""
 
     def __init__(self) -> None:
-        self.start, self.away, self.clips, self.flops, self.steps = time.perf_counter(), 0.0, 0, 0.0, 0
+        self.start, self.away, self.clips, self.flops = time.perf_counter(), 0.0, 0, 0.0
 
     def add(self, clips: int, flops: float) -> None:
-        self.clips, self.flops, self.steps = self.clips + clips, self.flops + flops, self.steps + 1
+        self.clips, self.flops = self.clips + clips, self.flops + flops
 
     def leave_out(self, seconds: float) -> None:
         self.away += seconds
 
     def report(self) -> dict[str, float]:
         seconds = max(time.perf_counter() - self.start - self.away, 1e-9)
-        rates = {"clips_per_second": self.clips / seconds, "gflops": self.flops / seconds / 1e9, "steps": self.steps}
+        rates = {"clips_per_second": self.clips / seconds, "gflops": self.flops / seconds / 1e9, "seconds": seconds}
         self.__init__()
         return rates
 
@@ -139,14 +141,18 @@ class Bar:
         from tqdm import tqdm
 
         self.tty = sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=start, file=sys.stderr, disable=not self.tty, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=steps, initial=start, file=sys.stderr, disable=not self.tty, unit="step", dynamic_ncols=True
+        )
         self.steps, self.began, self.first = steps, time.perf_counter(), start
 
     def step(self) -> None:
         self.bar.update()
 
     def show(self, step: int, values: dict[str, float]) -> None:
-        text = " ".join(f"{k} {values[k]:.4g}" for k in ("loss", "held_out", "clips_per_second", "gflops") if k in values)
+        text = " ".join(
+            f"{k} {values[k]:.4g}" for k in ("loss", "held_out", "clips_per_second", "gflops") if k in values
+        )
         text = text.replace("clips_per_second", "clips/s").replace("gflops", "GFLOP/s")
         if self.tty:
             self.bar.set_postfix_str(text)

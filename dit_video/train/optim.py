@@ -97,8 +97,11 @@ def decayed(path: tuple[str, ...], x: jax.Array) -> bool:
 
 
 def muon_axes(path: tuple[str, ...], x: jax.Array) -> MuonDimensionNumbers | None:
-    """Which axes of a hidden matrix are in and out: those of the kernels in stacked `blocks`, whose first axis is the
-    layer. None leaves the parameter to AdamW: embeddings, heads, time and text at the entrance, biases, norms, tables."""
-    if path[-1] != "kernel" or "blocks" not in path or x.ndim != 3:
-        return None
-    return MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    """Which axes of a hidden matrix are in and out. A kernel in stacked `blocks` is a matrix a layer (the first axis);
+    a convolution's is one from all of (space, time, channels in) to channels out. None leaves the parameter to AdamW:
+    embeddings, heads, what takes in time and text, biases, norms, tables."""
+    if path[-1] == "kernel" and x.ndim == 3 and "blocks" in path:
+        return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    if path[-1] == "kernel" and x.ndim in (4, 5):
+        return MuonDimensionNumbers(reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1)
+    return None

@@ -58,9 +58,10 @@ def trained(objective: Any, rules: Rules) -> Trained:
     return Trained({n: graph for n, (graph, _) in parts.items()}, {n: state for n, (_, state) in parts.items()})
 
 
-def initial_params(objective: Any, rules: Rules, seed: int) -> dict[str, Any]:
-    """Random parameters, a pure function of the seed; call it inside `jax.jit`."""
-    modules = objective.modules(rules, nnx.Rngs(seed))
+def initial_params(objective: Any, rules: Rules, key: PRNGKeyArray) -> dict[str, Any]:
+    """Random parameters. Inside `jax.jit` the key must be an argument: of a constant one the compiler would compute the
+    random numbers itself, for minutes."""
+    modules = objective.modules(rules, nnx.Rngs(key))
     return {name: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in modules.items()}
 
 
@@ -103,7 +104,7 @@ def make_step(
     loss: Loss, optimizer: optax.GradientTransformation, decays: tuple[float, ...], accumulate: int = 1
 ) -> Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
     """step(state, batch, key) -> (state, metrics). Pure; the key is folded with the step, so that a checkpoint and the
-    seed replay any step. A step whose gradient is not finite changes nothing but the counter, and says `skipped` = 1."""
+    seed replay any step. A step whose gradient is not finite changes nothing but the counter: `skipped` is 1."""
 
     def step(state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(key, state.step)
@@ -113,7 +114,7 @@ def make_step(
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = tuple(
-            jax.tree.map(lambda old, new, d=ema_decay(decay, state.step): d * old + (1 - d) * new, average, params)
+            optax.incremental_update(params, average, 1 - ema_decay(decay, state.step))
             for decay, average in zip(decays, state.ema, strict=True)
         )
         new = replace(state, params=params, ema=ema, opt=opt)
@@ -147,43 +148,55 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def initial_state(
+def _fresh(params: Any, optimizer: optax.GradientTransformation, averages: int) -> TrainState:
+    ema = tuple(jax.tree.map(jnp.copy, params) for _ in range(averages))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+
+
+def layout(
     objective: Any,
     parts: Trained,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: Rules,
+    decays: tuple[float, ...],
+) -> tuple[TrainState, TrainState]:
+    """Shapes of the state, and the sharding of each array in it."""
+    shapes = jax.eval_shape(lambda: _fresh(initial_params(objective, rules, jax.random.key(0)), optimizer, len(decays)))
+    return shapes, state_shardings(shapes, parts.shardings(mesh, rules), mesh)
+
+
+def initial_state(
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Rules,
+    where: TrainState,
+    shapes: TrainState,
     *,
     seed: int,
     decays: tuple[float, ...],
     start: dict[str, Any] | None = None,
-) -> tuple[TrainState, TrainState]:
-    """The state at step 0, laid out on the mesh, and its shardings. `start`: parameters to begin with, on the host.
+) -> TrainState:
+    """The state at step 0, laid out on the mesh. `start`: parameters to begin with. `where`, `shapes`: of `layout`.
 
     Raises `BadInput` when `start` has other names or shapes than the objective's modules.
     """
-
-    def make(params: Any) -> TrainState:
-        ema = tuple(jax.tree.map(jnp.copy, params) for _ in decays)
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
-
-    random = lambda: initial_params(objective, rules, seed)  # noqa: E731
-    shapes = jax.eval_shape(lambda: make(random()))
-    where = state_shardings(shapes, parts.shardings(mesh, rules), mesh)
     with on(mesh):
         if start is None:
-            params = jax.jit(random, out_shardings=where.params)()
+            make = jax.jit(lambda key: initial_params(objective, rules, key), out_shardings=where.params)
+            params = make(jax.random.key(seed))
         else:
             _same_shapes(shapes.params, start)
-            params = jax.device_put(start, where.params)
-            params = jax.jit(lambda p: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p))(params)
-        return jax.jit(make, out_shardings=where)(params), where
+            # A copy: the step is given these buffers to write into, and the caller may still need them.
+            params = jax.tree.map(lambda x, w: jax.device_put(np.array(x, np.float32), w), start, where.params)
+        return jax.jit(lambda p: _fresh(p, optimizer, len(decays)), out_shardings=where)(params)
 
 
 def _same_shapes(wanted: Any, given: Any) -> None:
     want = {"/".join(_names(p)): x.shape for p, x in jax.tree_util.tree_flatten_with_path(wanted)[0]}
     have = {"/".join(_names(p)): np.shape(x) for p, x in jax.tree_util.tree_flatten_with_path(given)[0]}
-    wrong = [f"{n}: {have.get(n, 'missing')} instead of {want.get(n, 'nothing')}" for n in sorted(want.keys() | have.keys())
+    wrong = [f"{n}: {have.get(n, 'missing')} instead of {want.get(n, 'nothing')}" for n in sorted({*want, *have})
              if want.get(n) != have.get(n)]  # fmt: skip
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

@@ -21,7 +21,10 @@ from dit_video.core.errors import BadInput, DitVideoError, MissingError
 from dit_video.core.log import log
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
+from dit_video.weights import names_vae
+from dit_video.weights.folder import PARTS, load_model, read_part, save_model
 from dit_video.weights.model import Defaults, Model
+from dit_video.weights.names import to_foreign, unflatten
 
 SEPARATOR = "/"
 
@@ -29,19 +32,10 @@ SEPARATOR = "/"
 def flatten(tree: Any) -> dict[str, Any]:
     """One level: `{"params/dit/blocks/up/kernel": array}`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {SEPARATOR.join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in p): x for p, x in leaves}
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten` for dicts; names that are whole numbers become int keys again, as NNX has them."""
-    tree: dict[Any, Any] = {}
-    for path, x in flat.items():
-        *parents, last = [int(name) if name.isdigit() else name for name in path.split(SEPARATOR)]
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = x
-    return tree
+    return {
+        SEPARATOR.join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in p): x
+        for p, x in leaves
+    }
 
 
 @jax.jit
@@ -80,7 +74,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that were written to the end, by what stands on the disk."""
-        return sorted(int(s) for s in self.manager.all_steps(read=True))
+        self.manager.reload()
+        return sorted(int(s) for s in self.manager.all_steps())
 
     def save(self, step: int, state: Any, about: dict[str, Any], wait: bool = False) -> None:
         """Saves a tree of arrays and plain data about it. A step that is there already stays as it is."""
@@ -91,7 +86,9 @@ class Checkpoints:
             shapes = {name: list(x.shape) for name, x in flat.items()}
             about = about | {"step": step, "checksums": sums, "shapes": shapes}
             args = self.ocp.args
-            self.manager.save(step, args=args.Composite(state=args.PyTreeSave(flat), about=args.JsonSave(about)), force=True)
+            self.manager.save(
+                step, args=args.Composite(state=args.PyTreeSave(flat), about=args.JsonSave(about)), force=True
+            )
         if wait:
             self.manager.wait_until_finished()
 
@@ -116,12 +113,14 @@ class Checkpoints:
         found = jax.device_get(checksums(flat))
         wrong = [name for name, x in found.items() if int(x) != about["checksums"].get(name)]
         if wrong:
-            raise Broken(f"step {step} of {self.path} is damaged: {wrong[0]} and {len(wrong) - 1} more do not have their checksum")
+            raise Broken(
+                f"step {step} of {self.path} is damaged: {wrong[0]} and {len(wrong) - 1} more lack their checksum"
+            )
         return flat
 
     def latest(self, use: Callable[[int], Any], step: int | None = None) -> tuple[int, Any] | None:
-        """`(step, use(step))` for the newest step that is not broken, each broken one named in the log; None when there is
-        no checkpoint. With `step` that one and no other. Raises `Broken` when there are some and none is whole."""
+        """`(step, use(step))` for the newest step that is not broken, each broken one named in the log; None when there
+        is no checkpoint. With `step` that one and no other. Raises `Broken` when there are some and none is whole."""
         steps = self.steps()
         if step is not None:
             if step not in steps:
@@ -211,40 +210,40 @@ class Run:
     def save_base(self, vae: VAEConfig, params: Any, tokenizer: Tokenizer) -> None:
         """Keeps the frozen VAE and the tokenizer."""
         tokenizer.save(self.path / "tokenizer")
-        save_part(self.path / "vae", vae, params)
+        save_vae(self.path / "vae", vae, params)
 
     def load_base(self) -> tuple[VAEConfig, Any, Tokenizer]:
-        config, params = load_part(self.path / "vae")
+        config, params = read_vae(self.path / "vae")
         return config, params, Tokenizer.from_folder(self.path / "tokenizer")
 
 
-def save_part(folder: Path, config: Any, params: Any) -> None:
-    """One component: config.json and weights.safetensors under our own names. Appears whole or not at all."""
+def save_vae(folder: Path, config: VAEConfig, params: Any) -> None:
+    """The VAE's folder of the diffusers layout. Appears whole or not at all."""
     from safetensors.numpy import save_file
 
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+    tensors = to_foreign(names_vae.VAE_NAMES, flatten(jax.device_get(params)))
     # The writer of safetensors scrambles arrays that are not contiguous, without a word.
-    flat = {name: np.ascontiguousarray(x) for name, x in flatten(jax.device_get(params)).items()}
-    save_file(flat, temporary / "weights.safetensors")
-    (temporary / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+    save_file(tensors, temporary / PARTS["vae"][1], metadata={"format": "pt"})
+    (temporary / "config.json").write_text(json.dumps(names_vae.to_diffusers(config), indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 
-def load_part(folder: Path) -> tuple[Any, Any]:
-    """The inverse of `save_part`. Raises `MissingError` when it is not there."""
-    from safetensors.numpy import load_file
-
+def read_vae(folder: Path) -> tuple[VAEConfig, Any]:
+    """The inverse of `save_vae`, on the host. Raises `MissingError`, `BadInput` and `NonFinite` as `read_part` does."""
     if not (folder / "config.json").is_file():
-        raise MissingError(f"{folder} is not there: the run was not made to the end of its first minute")
-    return from_dict(json.loads((folder / "config.json").read_text())), nested(load_file(folder / "weights.safetensors"))
+        raise MissingError(f"{folder} holds no VAE: it has no config.json")
+    config = names_vae.from_diffusers(json.loads((folder / "config.json").read_text()))
+    return config, read_part(folder, config)
 
 
 def choose_ema(decays: list[float], wanted: str | float | None) -> str:
-    """The name in a checkpoint of the weights that are meant: None the longest average, `"none"` those that are trained,
-    else the average of that decay. Raises `BadInput` with those that there are."""
+    """The name in a checkpoint of the weights that are meant: None the longest average, `"none"` those that are
+    trained, else the average of that decay. Raises `BadInput` with those that there are."""
     if wanted is None:
         return f"ema{SEPARATOR}{decays.index(max(decays))}"
     if wanted == "none":
@@ -255,7 +254,9 @@ def choose_ema(decays: list[float], wanted: str | float | None) -> str:
         raise BadInput(f"ema={wanted}: this run has {', '.join(map(str, decays))}, and 'none'") from None
 
 
-def load_params(path: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None) -> tuple[int, Any]:
+def load_params(
+    path: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None
+) -> tuple[int, Any]:
     """(step, parameters) of a run on this process's first device: `{"dit": ..., "text": ...}` or `{"vae": ...}`."""
     run = Run(path)
     experiment = run.experiment()
@@ -273,12 +274,14 @@ def load_params(path: str | os.PathLike[str], ema: str | float | None = None, st
             if name.startswith(prefix)
         }
         flat = checkpoints.restore(candidate, wanted)
-        return nested({name.removeprefix(prefix): x for name, x in flat.items()})
+        return unflatten({name.removeprefix(prefix): x for name, x in flat.items()})
 
     found = checkpoints.latest(use, step)
     checkpoints.close()
     if found is None:
-        raise MissingError(f"{path} has no checkpoint yet: train for {experiment['checkpoint_every']} steps, or stop it once")
+        raise MissingError(
+            f"{path} has no checkpoint yet: train for {experiment['checkpoint_every']} steps, or stop it once"
+        )
     return found
 
 
@@ -319,24 +322,29 @@ def scheduler(shift: float) -> dict[str, Any]:
     }
 
 
-def load_any(name: str | None) -> Model:
-    """A model folder, a run folder, or (None, "board") the weights on board."""
-    from dit_video.weights.folder import load_model
-
-    if name is not None and name != "board" and Run.is_run(name):
-        return load_run(name)
-    return load_model(None if name == "board" else name)
-
-
 def load_vae(name: str | None) -> tuple[VAEConfig, Any]:
-    """The VAE of a model folder, of a run of either kind, or (None, "board") of the weights on board."""
-    if name is not None and name != "board" and Run.is_run(name):
-        run = Run(name)
-        if run.has_base():
-            config, params, _ = run.load_base()
-            return config, params
-        if (run.path / "vae" / "config.json").is_file():
-            return load_part(run.path / "vae")
-        return run.resolved("vae"), load_params(name)[1]["vae"]
-    model = load_any(name)
+    """The VAE of a model, of a run of either kind, or of a folder with nothing but `vae/`; None and "board": that of
+    the weights on board. Raises as `load_model`."""
+    for folder in () if name is None else (Path(name) / "vae", Path(name)):
+        if (folder / "config.json").is_file():
+            return read_vae(folder)
+    if name is not None and Run.is_run(name):  # a VAE's run that has not come to its end
+        return Run(name).resolved("vae"), load_params(name)[1]["vae"]
+    model = load_model(name)
     return model.vae, model.params["vae"]
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a folder that holds one, of a model or a run, or ("board") of the weights on board."""
+    for folder in (Path(name) / "tokenizer", Path(name)):
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_folder(folder)
+    return load_model(name).tokenizer
+
+
+def export_run(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None
+) -> Path:
+    """Writes the averaged weights of a denoiser's run as a model folder, in the dtypes of the weights on board."""
+    model = load_run(path, ema, step)
+    return save_model(model, Path(out), dtypes={"dit": "float16", "vae": "float16"})

@@ -1,0 +1,119 @@
+"""`dit-video train EXPERIMENT`: runs an experiment, or goes on with one that was stopped; stdout says where."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+EPILOG = """\
+Any field of the experiment can be given: --steps 500 --batch 16 --mesh.data 2 --data.path clips/ --optimizer.lr 1e-3.
+
+examples:
+  dit-video train toyworld --workdir runs/a
+  dit-video train experiments/finetune_folder.py --data.path clips/ --workdir runs/mine
+  dit-video generate "a red circle moves right" --model runs/a
+
+Stop it with Ctrl-C or SIGTERM at any time: a checkpoint is saved, and the same line goes on from there.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("train", help="run or resume an experiment", description=__doc__, epilog=EPILOG)
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="a file with EXPERIMENT in it, or a name such as toyworld"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="the run's folder (default: runs/<name of the experiment>)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|STEP",
+        help="go on from the newest checkpoint (auto), from one, or not",
+    )
+    parser.add_argument("--init", metavar="MODEL", help="start from these weights, with a fresh optimizer")
+    parser.add_argument("--vae", metavar="MODEL", help="train a denoiser against the VAE of this model or run")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "auto"),
+        default="auto",
+        help="of the computation; weights are float32 (default: as the experiment says)",
+    )
+    parser.set_defaults(overrides={})
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the experiment, applies what the command line changes, trains, prints the run's folder. Raises `BadInput`
+    for an unknown experiment or field before anything is compiled."""
+    from dit_video.cli.generate import prepare_jax
+    from dit_video.core.config import load_experiment, override
+    from dit_video.core.errors import BadInput
+
+    experiment = load_experiment(args.experiment)
+    changes = dict(args.overrides)
+    if args.init is not None:
+        changes["init"] = args.init
+    if args.vae is not None:
+        changes["vae"] = args.vae
+    if args.dtype != "auto":
+        parts = [name for name in ("dit", "text", "vae") if getattr(experiment.objective, name, None) is not None]
+        if not parts:
+            raise BadInput(f"--dtype {args.dtype}: {args.experiment} takes its sizes from its `init`, the dtype too")
+        changes |= {f"objective.{name}.dtype": args.dtype for name in parts}
+    experiment = override(experiment, changes)
+    workdir = Path(args.workdir or Path("runs") / Path(args.experiment).stem)
+    prepare_jax(args.device)
+
+    from dit_video.train.loop import train
+
+    join_processes()
+    summary = train(experiment, workdir, resume=args.resume, sample=write_samples)
+    if args.json:
+        print(json.dumps({"path": str(workdir), **summary}))
+    else:
+        print(workdir)
+    return 0
+
+
+def join_processes() -> None:
+    """Where a cluster has started several of us, joins them, before JAX is used; one process alone needs nothing."""
+    import os
+
+    several = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if any(int(os.environ.get(name) or 1) > 1 for name in several) or "," in hosts:
+        import jax
+
+        jax.distributed.initialize()
+
+
+def write_samples(model: Any, experiment: Any, folder: Path, step: int) -> None:
+    """One clip for each of the experiment's prompts as MP4, and a contact sheet of them all; of a VAE a sheet of clips
+    above what it makes of them."""
+    from dit_video.models.vae import VAE
+
+    if isinstance(model, VAE):
+        _reconstructions(model, experiment, folder, step)
+        return
+    from dit_video.data.video import contact_sheet, write_video
+    from dit_video.generate.pipeline import VideoPipeline
+
+    prompts = list(experiment.prompts) or experiment.data.open(experiment.buckets).captions(4)
+    out = VideoPipeline(model)(prompts, seed=experiment.seed)
+    out.save(folder / f"step_{step:06d}.mp4", force=True)
+    write_video(folder / f"step_{step:06d}.png", contact_sheet(out.frames)[None], 1.0)
+
+
+def _reconstructions(vae: Any, experiment: Any, folder: Path, step: int) -> None:
+    import jax
+    import numpy as np
+
+    from dit_video.data.loader import Loader
+    from dit_video.data.video import contact_sheet, write_video
+
+    reader = experiment.data.open(experiment.buckets, held_out=True)
+    clips = next(Loader(reader, 4))
+    video = reader.frames(clips.arrays, clips.bucket)
+    again = vae.decode(vae.encode(video)[0])
+    both = [to for pair in zip(video, again, strict=True) for to in pair]
+    frames = [np.asarray(np.round((np.clip(jax.device_get(v), -1, 1) + 1) * 127.5), np.uint8) for v in both]
+    write_video(folder / f"step_{step:06d}.png", contact_sheet(frames)[None], 1.0)

@@ -1,0 +1,353 @@
+"""The loop around the step: resume, read ahead, report, measure, save, stop in good order."""
+
+import hashlib
+import json
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dit_video.core.config import diff, from_dict, to_dict
+from dit_video.core.errors import BadInput, DitVideoError, Interrupted, NonFinite, Preempted
+from dit_video.core.log import log
+from dit_video.core.mesh import make_mesh
+from dit_video.train.experiment import Experiment, Stream
+from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, count_flops, mean
+from dit_video.train.step import (
+    Trained,
+    TrainState,
+    initial_state,
+    layout,
+    loss_of,
+    make_step,
+    on,
+    place,
+    trained,
+)
+from dit_video.weights.checkpoints import Checkpoints, Run, checksums, flatten
+
+Sample = Callable[[Any, Experiment, Path, int], None]  # (model, experiment, folder, step) writes samples
+
+PATIENCE = 8  # steps in a row without a finite gradient that end a run
+
+
+def train(
+    experiment: Experiment, workdir: str | Path, *, resume: str = "auto", sample: Sample | None = None
+) -> dict[str, Any]:
+    """Trains to `experiment.steps`, from the newest whole checkpoint of `workdir` if there is one.
+
+    resume: "auto", "never" (an earlier run in the folder is put aside) or the number of a step. Returns
+    `{"steps", "loss", "held_out", "seconds", "clips_per_second", "gflops", "parameters", "fingerprint"}`; the last is
+    the same for bit-identical parameters. Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a
+    checkpoint saved; `NonFinite` when the loss stays NaN; `BadInput` when the checkpoint has other shapes.
+    """
+    run = Run(workdir)
+    run.create()
+    if resume == "never":
+        run.put_aside()
+        run.create()
+    elif resume != "auto" and not resume.isdigit():
+        raise BadInput(f"--resume {resume}: give auto, never, or the number of a step")
+    experiment.check()
+    objective, base = experiment.objective.resolve(experiment, run)
+    experiment = replace(experiment, objective=objective)
+    trainer = Trainer(experiment, run, base, sample)
+    trainer.prepare(int(resume) if resume.isdigit() else None)
+    run.save_experiment(experiment)
+    try:
+        return trainer.run_to_the_end()
+    finally:
+        trainer.close()
+
+
+class Ahead:
+    """Takes batches from a stream in a thread, places them on the mesh, and remembers the stream's state after each."""
+
+    def __init__(self, stream: Stream, put: Callable[[Any], Any], depth: int = 2):
+        self.stream, self.put = stream, put
+        self.queue: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue(depth)
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            while not self.stopped.is_set():
+                batch = self.put(next(self.stream))
+                self._give((batch, self.stream.state(), None))
+        except BaseException as error:
+            self._give((None, None, error))
+
+    def _give(self, item: tuple[Any, Any, BaseException | None]) -> None:
+        while not self.stopped.is_set():
+            try:
+                return self.queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def next(self) -> tuple[Any, Any]:
+        """A batch, and the state to store when it has been used."""
+        batch, state, error = self.queue.get()
+        if error is not None:
+            raise error
+        return batch, state
+
+    def close(self) -> None:
+        self.stopped.set()
+        self.thread.join(timeout=60)
+
+
+class Stop:
+    """Turns SIGTERM and the first Ctrl-C into a wish that the loop reads between steps; a second one is immediate."""
+
+    def __init__(self) -> None:
+        self.wish: type[DitVideoError] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        old = {s: signal.signal(s, self._heard) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for which, handler in old.items():
+                signal.signal(which, handler)
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.wish is not None:
+            raise KeyboardInterrupt
+        self.wish = Preempted if number == signal.SIGTERM else Interrupted
+        log.info("stopping after this step; a checkpoint is saved")
+
+
+class Trainer:
+    """A run in progress: the only thing here that has state of its own."""
+
+    def __init__(self, experiment: Experiment, run: Run, base: Any, sample: Sample | None):
+        self.experiment, self.run, self.base, self.sample = experiment, run, base, sample
+        self.objective, self.rules = experiment.objective, experiment.rules
+        self.mesh = make_mesh(experiment.mesh)
+        self.parts: Trained = trained(self.objective, self.rules)
+        self.optimizer = experiment.optimizer.build(experiment.steps)
+        self.loss = loss_of(self.objective, self.parts)
+        self.checkpoints: Checkpoints = run.checkpoints(experiment.keep)
+        self.stream = self.objective.stream(experiment, self.base, held_out=False)
+        self.key = jax.random.key(experiment.seed)
+        self.held_out: list[Any] = []
+        self.flops: dict[Any, float] = {}
+        self.ahead: Ahead | None = None
+        self.first = jax.process_index() == 0
+
+    # ---- before the first step
+
+    def prepare(self, step: int | None) -> None:
+        """The state: restored, or new."""
+        e = self.experiment
+        shapes, self.where = layout(self.objective, self.parts, self.optimizer, self.mesh, self.rules, e.ema)
+        wanted = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
+        flat = flatten(wanted)
+
+        def use(candidate: int) -> tuple[TrainState, dict[str, Any]]:
+            about = self.checkpoints.about(candidate)
+            self._check_shapes(candidate, about, flat)
+            arrays = self.checkpoints.restore(candidate, flat)
+            return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in flat]), about
+
+        found = self.checkpoints.latest(use, step)
+        if found is None:
+            start = self.objective.initial(self.base)
+            self.state = initial_state(
+                self.objective, self.optimizer, self.mesh, self.rules, self.where, shapes,
+                seed=e.seed, decays=e.ema, start=start,
+            )  # fmt: skip
+            self.step, self.data = 0, self.stream.state()
+        else:
+            self.step, (self.state, about) = found
+            self.data = about["data"]
+            self.stream.restore(self.data)
+            self.checkpoints.forget_after(self.step)
+            self._say_changes(about)
+            log.info("resuming from step %d of %s", self.step, self.run.path)
+        count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
+        self.parameters = count
+        step_fn = make_step(self.loss, self.optimizer, e.ema, e.accumulate)
+        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(self.where, None))
+        self.measure_fn = jax.jit(lambda params, batch, key: self.loss(params, batch, key)[0])
+        log.info(
+            "%s parameters, batch %d, steps %d, %d device(s), %s",
+            f"{count:,}",
+            e.batch,
+            e.steps,
+            self.mesh.size,
+            self.run.path,
+        )
+
+    def _check_shapes(self, step: int, about: dict[str, Any], wanted: dict[str, Any]) -> None:
+        have, want = about["shapes"], {name: list(s.shape) for name, s in wanted.items()}
+        wrong = sorted(n for n in have.keys() | want.keys() if have.get(n) != want.get(n))
+        if not wrong:
+            return
+        for line in self._changes(about):
+            name, _, values = line.partition(": ")
+            old, _, new = values.partition(" -> ")
+            if name.startswith("objective.") or name in ("ema", "optimizer.kind"):
+                raise BadInput(
+                    f"Step {step} was saved with {name.rpartition('.')[2]}={old}; the experiment says {new}. "
+                    f"Give {name}={old}, or another --workdir (or --resume never to start over)."
+                )
+        raise BadInput(
+            f"Step {step} was saved with other shapes: {wrong[0]} is {have.get(wrong[0], 'missing')} there and "
+            f"{want.get(wrong[0], 'missing')} here. Use another --workdir, or --resume never to start over."
+        )
+
+    def _changes(self, about: dict[str, Any]) -> list[str]:
+        try:
+            return diff(from_dict(about["experiment"]), self.experiment)
+        except (DitVideoError, AttributeError, TypeError, KeyError):
+            return []  # written by another version: what matters are the shapes
+
+    def _say_changes(self, about: dict[str, Any]) -> None:
+        if changes := self._changes(about):
+            log.info("changed since step %d: %s", self.step, "; ".join(changes))
+
+    # ---- the loop
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        e, late, rates, began = self.experiment, Late(), Rates(), time.perf_counter()
+        metrics_log = MetricsLog(self.run.path, self.step, self.first)
+        bar = Bar(self.step, e.steps)
+        last: dict[str, float] = {}
+        seen: set[Any] = set()
+        self.bad_steps = 0
+        totals = {"clips": 0.0, "flops": 0.0, "seconds": 0.0}
+        try:
+            with Stop().listening() as stop, on(self.mesh):
+                self.ahead = Ahead(self.stream, lambda batch: place(batch, self.mesh, self.rules))
+                while self.step < e.steps and stop.wish is None:
+                    batch, data = self.ahead.next()
+                    shape = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
+                    shape = (jax.tree.structure(batch), shape)
+                    start = time.perf_counter()
+                    flops = self._flops(shape, batch)
+                    self.state, metrics = self.step_fn(self.state, batch, self.key)
+                    self.step, self.data = self.step + 1, data
+                    late.add(self.step, metrics)
+                    if shape in seen:
+                        rates.add(e.batch, flops)
+                    else:  # it was compiled just now
+                        seen.add(shape)
+                        jax.block_until_ready(metrics["loss"])
+                        rates.leave_out(time.perf_counter() - start)
+                    if len(late.waiting) > 1:  # never more than one step ahead of the device
+                        jax.block_until_ready(late.waiting[-2][1]["loss"])
+                    bar.step()
+                    if self.step % e.log_every == 0 or self.step == e.steps:
+                        rows = late.fetch(keep=0 if self.step == e.steps else 1)
+                        self._check_finite(rows)
+                        rate = rates.report()
+                        for name, key in (("clips", "clips_per_second"), ("flops", "gflops")):
+                            totals[name] += rate[key] * rate["seconds"]
+                        totals["seconds"] += rate.pop("seconds")
+                        last |= mean([row for _, row in rows]) | rate
+                        metrics_log.write(self.step, last | {"seconds": time.perf_counter() - began})
+                        bar.show(self.step, last)
+                    start = time.perf_counter()
+                    if self.step % e.eval_every == 0 or self.step == e.steps:
+                        measured = self.measure()
+                        last |= measured
+                        metrics_log.write(self.step, measured)
+                    if self.step % e.checkpoint_every == 0:
+                        self.save()
+                    if e.sample_every and self.step % e.sample_every == 0:
+                        self.make_samples()
+                    rates.leave_out(time.perf_counter() - start)
+                self._check_finite(late.fetch())
+                self.save(wait=True)
+                if stop.wish is not None and self.step < e.steps:
+                    raise stop.wish(f"stopped at step {self.step} of {e.steps}; the same command goes on from there")
+            self.objective.finish({**self.state.ema[self._longest()]}, e, self.base, self.run)
+        finally:
+            bar.close()
+            metrics_log.close()
+        seconds = max(totals["seconds"], 1e-9)
+        return {
+            "steps": self.step,
+            "loss": last.get("loss"),
+            "held_out": last.get("held_out"),
+            "seconds": round(time.perf_counter() - began, 1),
+            "clips_per_second": round(totals["clips"] / seconds, 2),
+            "gflops": round(totals["flops"] / seconds, 2),
+            "parameters": self.parameters,
+            "fingerprint": fingerprint(self.state.params),
+        }
+
+    def _longest(self) -> int:
+        return int(np.argmax(self.experiment.ema))
+
+    def _flops(self, shape: Any, batch: Any) -> float:
+        """Model FLOPs of a step: three times those of the forward pass."""
+        if shape not in self.flops:
+            with on(self.mesh):
+                self.flops[shape] = 3 * count_flops(
+                    lambda p, b, k: self.loss(p, b, k)[0], self.state.params, batch, self.key
+                )
+        return self.flops[shape]
+
+    def _check_finite(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        for step, row in rows:
+            self.bad_steps = self.bad_steps + 1 if row["skipped"] else 0
+            if row["skipped"]:
+                log.warning("step %d was skipped: its loss or gradient is not finite", step)
+            if self.bad_steps >= PATIENCE:
+                raise NonFinite(
+                    f"loss or gradient is NaN or infinite for {PATIENCE} steps up to step {step}. The last whole "
+                    "checkpoint stays. Lower optimizer.lr, or look at the weights given to --init."
+                )
+
+    def measure(self) -> dict[str, float]:
+        """Held-out loss of each average, always on the same clips with the same noise."""
+        if not self.held_out:
+            stream = self.objective.stream(self.experiment, self.base, held_out=True)
+            self.held_out = [place(next(stream), self.mesh, self.rules) for _ in range(self.experiment.eval_batches)]
+        values = {}
+        for decay, params in zip(self.experiment.ema, self.state.ema, strict=True):
+            keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]
+            losses = [self.measure_fn(params, b, k) for b, k in zip(self.held_out, keys, strict=True)]
+            values[f"held_out/{decay:g}"] = float(np.mean(jax.device_get(losses)))
+        return {"held_out": values[f"held_out/{max(self.experiment.ema):g}"], **values}
+
+    def save(self, wait: bool = False) -> None:
+        """A checkpoint of this step: state, place in the data, and the experiment."""
+        about = {"data": self.data, "experiment": to_dict(self.experiment), "processes": jax.process_count()}
+        self.checkpoints.save(self.step, self.state, about, wait)
+
+    def make_samples(self) -> None:
+        """Clips from the longest average. A failure here does not end a run of hours."""
+        if self.sample is None or not self.first:
+            return
+        model = self.objective.model(self.state.ema[self._longest()], self.base)
+        try:
+            self.sample(model, self.experiment, self.run.path / "samples", self.step)
+        except Exception as error:
+            log.warning("no samples at step %d: %s: %s", self.step, type(error).__name__, error)
+
+    def close(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+        self.checkpoints.close()
+
+
+def fingerprint(params: Any) -> str:
+    """Sixteen hex digits, the same for bit-identical parameters on any mesh."""
+    sums = {name: int(x) for name, x in jax.device_get(checksums(flatten(params))).items()}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
