@@ -27,7 +27,8 @@ from dit_video.train.step import (
     initial_state,
     layout,
     loss_of,
-    make_step,
+    make_gradients,
+    make_update,
     on,
     place,
     trained,
@@ -180,8 +181,9 @@ class Trainer:
             log.info("resuming from step %d of %s", self.step, self.run.path)
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
         self.parameters = count
-        step_fn = make_step(self.loss, self.optimizer, e.ema, e.accumulate)
-        self.step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(self.where, None))
+        self.gradients_fn = jax.jit(make_gradients(self.loss, e.accumulate), out_shardings=(self.where.params, None))
+        update = make_update(self.optimizer, e.ema)
+        self.update_fn = jax.jit(update, donate_argnums=0, out_shardings=(self.where, None))
         self.measure_fn = jax.jit(lambda params, batch, key: self.loss(params, batch, key)[0])
         log.info(
             "%s parameters, batch %d, steps %d, %d device(s), %s",
@@ -239,7 +241,8 @@ class Trainer:
                     shape = (jax.tree.structure(batch), shape)
                     start = time.perf_counter()
                     flops = self._flops(shape, batch)
-                    self.state, metrics = self.step_fn(self.state, batch, self.key)
+                    halves = self.gradients_fn(self.state.params, self.state.step, batch, self.key)
+                    self.state, metrics = self.update_fn(self.state, *halves)
                     self.step, self.data = self.step + 1, data
                     late.add(self.step, metrics)
                     if shape in seen:

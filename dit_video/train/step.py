@@ -100,17 +100,31 @@ def ema_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def make_step(
-    loss: Loss, optimizer: optax.GradientTransformation, decays: tuple[float, ...], accumulate: int = 1
-) -> Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
-    """step(state, batch, key) -> (state, metrics). Pure; the key is folded with the step, so that a checkpoint and the
-    seed replay any step. A step whose gradient is not finite changes nothing but the counter: `skipped` is 1."""
+def make_gradients(loss: Loss, accumulate: int = 1) -> Callable[..., tuple[Any, dict[str, Array]]]:
+    """(params, step, batch, key) -> (gradients, metrics): the half of a step that knows the shapes of the batch.
 
-    def step(state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(key, state.step)
-        (value, metrics), grads = gradients(loss, accumulate)(state.params, batch, key)
+    The key is folded with the step, so that a checkpoint and the seed replay any step.
+    """
+    differentiate = gradients(loss, accumulate)
+
+    def half(params: Any, step: Int[Array, ""], batch: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
+        (value, metrics), grads = differentiate(params, batch, jax.random.fold_in(key, step))
+        return grads, {**metrics, "loss": value}
+
+    return half
+
+
+def make_update(
+    optimizer: optax.GradientTransformation, decays: tuple[float, ...]
+) -> Callable[[TrainState, Any, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
+    """(state, gradients, metrics) -> (state, metrics): the half that is the same for every shape of batch.
+
+    A step whose loss or gradient is not finite changes nothing but the counter: `skipped` is 1.
+    """
+
+    def half(state: TrainState, grads: Any, metrics: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = tuple(
@@ -119,8 +133,20 @@ def make_step(
         )
         new = replace(state, params=params, ema=ema, opt=opt)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        metrics = {**metrics, "loss": value, "grad_norm": norm, "skipped": 1.0 - finite}
-        return replace(new, step=state.step + 1), metrics
+        return replace(new, step=state.step + 1), {**metrics, "grad_norm": norm, "skipped": 1.0 - finite}
+
+    return half
+
+
+def make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, decays: tuple[float, ...], accumulate: int = 1
+) -> Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
+    """step(state, batch, key) -> (state, metrics), pure. The loop compiles its halves apart: every shape of batch needs
+    the first, all share the second, and clipping by the global norm has all gradients in memory between them anyway."""
+    first, second = make_gradients(loss, accumulate), make_update(optimizer, decays)
+
+    def step(state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
+        return second(state, *first(state.params, state.step, batch, key))
 
     return step
 
