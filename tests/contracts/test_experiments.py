@@ -13,6 +13,8 @@ from dit_video.core import config
 from dit_video.core.types import Extra
 from dit_video.train.conditions import Batch
 from dit_video.train.step import TrainState, loss_of, make_step, trained
+from dit_video.train.vae import Reconstruct
+from dit_video.weights.checkpoints import load_any
 
 NAMES = sorted(config.packaged_experiments())
 
@@ -61,8 +63,10 @@ def batches(experiment, objective) -> list:
     out, b = [], experiment.batch
     for bucket in experiment.buckets:
         slots, h, w = 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8
-        if not hasattr(objective, "crops"):
-            out.append(shape(b, bucket.frames, bucket.height, bucket.width, 3))
+        if isinstance(objective, Reconstruct):
+            for cut in objective.cuts:
+                height, width = (cut.size, cut.size) if cut.size else (bucket.height, bucket.width)
+                out.append(shape(max(1, round(b * cut.clips)), cut.frames, height, width, 3))
             continue
         for crop in objective.crops:
             t, c = min(crop.slots, slots), objective.dit.in_channels
@@ -79,9 +83,9 @@ def complete(experiment):
     objective = experiment.objective
     if experiment.init is None:
         return objective
-    from dit_video.weights.checkpoints import load_any
-
     start = load_any(experiment.init)
+    if isinstance(objective, Reconstruct):
+        return dataclasses.replace(objective, vae=objective.vae or start.vae)
     return dataclasses.replace(objective, dit=objective.dit or start.dit, text=objective.text or start.text)
 
 
