@@ -20,7 +20,7 @@ from dit_video.train.optim import Optimizer
 
 EXPERIMENT = Experiment(
     objective=Denoise(
-        dit=DiTConfig(heads=6, head_dim=32, depth=6, ffn_dim=768, text_dim=128),
+        dit=DiTConfig(heads=4, head_dim=32, depth=6, ffn_dim=512, text_dim=128),
         text=TextConfig(vocab=768, width=128, heads=4, head_dim=32, ffn_dim=256, depth=2),
         path=RectifiedFlow(shift=3.0),
         conditions=Conditions(text=0.45, first=0.2, picture=0.1, tail=0.1, tail_with_sink=0.1, window=0.05),
@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
         pool=Pool(clips=2048, reuse=12.0),
         tokenizer="board",
     ),
-    data=Toyworld(plain=0.65, two=0.2),
+    data=Toyworld(plain=0.75, two=0.2),
     buckets=(
         Bucket(17, 64, 64, 0.55),
         Bucket(33, 64, 64, 0.25),

@@ -48,10 +48,10 @@ class VAEObjective:
     """Weights of the terms. Every term is a mean over its own numbers, so they do not depend on sizes: a weight of 1e-5
     for KL is what 4e-4 is where sums over pixels (41 times as many as latents) and sums over latents are added."""
 
-    l1: float = 1.0
-    l2: float = 2.0
-    temporal: float = 0.5
-    gradient: float = 0.5
+    l1: float = 0.4
+    l2: float = 8.0
+    temporal: float = 0.3
+    gradient: float = 0.3
     scales: int = 3
     kl: float = 1e-5
 
