@@ -41,7 +41,8 @@ def from_dict(data: Any) -> Any:
         known = {f.name for f in dataclasses.fields(cls) if f.init}
         unknown = sorted(set(data) - known - {"class"})
         if unknown:
-            raise BadInput(f"{name} has no field {', '.join(unknown)}: written by another version? It has {sorted(known)}")
+            names = ", ".join(unknown)
+            raise BadInput(f"{name} has no field {names}: written by another version? It has {sorted(known)}")
         return cls(**{k: from_dict(v) for k, v in data.items() if k != "class"})
     if isinstance(data, list):
         return tuple(from_dict(x) for x in data)
@@ -159,7 +160,8 @@ def load_experiment(name_or_path: str) -> Any:
         if path.stem not in carried or path.suffix not in ("", ".py"):
             near = difflib.get_close_matches(path.stem, carried, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise BadInput(f"no experiment {name_or_path!r}: no such file, and the package carries {', '.join(carried)}.{hint}")
+            names = ", ".join(carried)
+            raise BadInput(f"no experiment {name_or_path!r}: no such file, and the package carries {names}.{hint}")
         path = carried[path.stem]
     scope = runpy.run_path(str(path))
     if "EXPERIMENT" not in scope:
