@@ -4,7 +4,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 import types
 
 import pytest
@@ -55,23 +54,18 @@ def test_help_is_quick_and_loads_no_library(argv):
     if argv[0] in front.VERBS and argv[0] not in front.verbs():
         pytest.skip(f"no verb {argv[0]} in this installation")
     code = (
-        "import sys, time; start = time.perf_counter()\n"
+        "import sys, time\n"
         "from dit_video.cli.main import main\n"
         f"try: main({argv!r})\n"
         "except SystemExit as e: assert e.code == 0, e.code\n"
-        f"print([m for m in {HEAVY!r} if m in sys.modules], time.perf_counter() - start, file=sys.stderr)"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], time.process_time(), file=sys.stderr)"
     )
-    results = []
-    for _ in range(3):  # the best of three: other work on the machine is not what is measured
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        results.append(time.perf_counter() - start)
-        loaded = done.stderr.strip().splitlines()[-1]
-        assert loaded.startswith("[]"), loaded
-        assert done.stdout
-        if results[-1] < 0.5:
-            break
-    assert min(results) < 0.5, results
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    loaded, _, seconds = done.stderr.strip().splitlines()[-1].rpartition(" ")
+    assert loaded == "[]"
+    # The processor's seconds, the interpreter's start among them: other work on the machine is not what is measured.
+    assert float(seconds) < 0.5
 
 
 def test_version(capsys):

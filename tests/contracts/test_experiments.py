@@ -14,7 +14,8 @@ from dit_video.core.types import Extra
 from dit_video.train.conditions import Batch
 from dit_video.train.step import TrainState, loss_of, make_step, trained
 from dit_video.train.vae import Reconstruct
-from dit_video.weights.checkpoints import load_any
+from dit_video.weights.checkpoints import load_vae
+from dit_video.weights.folder import load_model
 
 NAMES = sorted(config.packaged_experiments())
 
@@ -83,9 +84,9 @@ def complete(experiment):
     objective = experiment.objective
     if experiment.init is None:
         return objective
-    start = load_any(experiment.init)
     if isinstance(objective, Reconstruct):
-        return dataclasses.replace(objective, vae=objective.vae or start.vae)
+        return dataclasses.replace(objective, vae=objective.vae or load_vae(experiment.init)[0])
+    start = load_model(experiment.init)
     return dataclasses.replace(objective, dit=objective.dit or start.dit, text=objective.text or start.text)
 
 
