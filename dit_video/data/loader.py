@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_video.core.errors import BadInput
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket, deal
 
@@ -123,6 +124,15 @@ def stack(samples: Sequence[Sample]) -> Clips:
     return Clips(samples[0].bucket, tuple(s.caption for s in samples), arrays, tuple(s.draw for s in samples))
 
 
+def one_shape(buckets: Sequence[Bucket], processes: int) -> None:
+    """Raises `BadInput` for several processes with several buckets: each process fills its own batches, and all must
+    step with the same shapes."""
+    if processes > 1 and len(buckets) > 1:
+        raise BadInput(
+            f"{processes} processes and {len(buckets)} buckets: several processes train with one bucket as yet"
+        )
+
+
 def to_float(frames: Any) -> Any:
     """Bytes to [-1, 1]."""
     return frames.astype(jnp.float32) / 127.5 - 1.0
@@ -136,6 +146,7 @@ class Loader:
     """
 
     def __init__(self, reader: Reader, batch: int, threads: int = 2, process: int = 0, processes: int = 1):
+        one_shape(reader.buckets, processes)
         self.reader, self.batch, self.threads = reader, batch, threads
         self.process, self.processes = process, processes
         self.restore({"next": 0, "waiting": {}})

@@ -13,8 +13,7 @@ import jax
 import numpy as np
 
 from dit_video.core.errors import BadInput
-from dit_video.data.buckets import Bucket
-from dit_video.data.loader import Reader, Sample, generator, stack
+from dit_video.data.loader import Reader, Sample, generator, one_shape, stack
 
 _BATCH, _ORDER, _BUCKETS, _PICTURES = 1, 2, 3, 4  # what a generator is for
 
@@ -78,6 +77,7 @@ class PoolStream:
         processes: int = 1,
         latest: Callable[[str], None] = lambda message: None,
     ):
+        one_shape(reader.buckets, processes)
         if settings.clips % processes:
             raise BadInput(f"pool.clips={settings.clips} does not divide over {processes} processes")
         if settings.clips < batch * processes / max(settings.reuse, 1e-9):
@@ -125,7 +125,6 @@ class PoolStream:
             passes = -(-batches * self.batch // n)
             order = np.concatenate([rng.permutation(n) for _ in range(passes)])
             of_bucket[bucket] = list(order[: batches * self.batch].reshape(batches, self.batch))
-        # The same order of buckets on every process: their steps must have the same shapes.
         buckets = np.array([b for b, batches in of_bucket.items() for _ in batches])
         generator(_BUCKETS, self.seed, self.pool).shuffle(buckets)
         return [(int(b), of_bucket[int(b)].pop(0)) for b in buckets]
@@ -161,8 +160,3 @@ class PoolStream:
         if not np.isfinite(z).all():
             raise BadInput("the VAE made NaN or infinity of a clip: its weights are broken, or the clip's pixels are")
         return Encoded(z, p, numbers, ids, length)
-
-
-def check_slots(bucket: Bucket, slots: int) -> int:
-    """Latent frames of a crop: `slots`, or all that a shorter bucket has."""
-    return min(slots, 1 + (bucket.frames - 1) // 4)

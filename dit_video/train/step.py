@@ -210,7 +210,12 @@ def initial_state(
     """
     with on(mesh):
         if start is None:
-            make = jax.jit(lambda key: initial_params(objective, rules, key), out_shardings=where.params)
+            # Compiled for one run: on a CPU the compiler's expensive passes cost more than they save.
+            cpu = mesh.devices.flat[0].platform == "cpu"
+            quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if cpu else None
+            make = jax.jit(
+                lambda key: initial_params(objective, rules, key), out_shardings=where.params, compiler_options=quick
+            )
             params = make(jax.random.key(seed))
         else:
             _same_shapes(shapes.params, start)

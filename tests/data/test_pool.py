@@ -1,0 +1,118 @@
+"""The pool: made from (seed, number) alone, used to the last clip, and found again after a resume."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dit_video.core.errors import BadInput
+from dit_video.data.buckets import Bucket
+from dit_video.data.loader import Sample
+from dit_video.data.pool import Pool, PoolStream, draw_pictures
+
+BUCKETS = (Bucket(9, 32, 32), Bucket(1, 32, 32))
+
+
+class Counting:
+    """A reader whose clip is its own number; three quarters are of the first bucket; every eleventh is broken."""
+
+    def __init__(self, broken=11, buckets=BUCKETS):
+        self.broken, self.buckets = broken, buckets
+
+    def load(self, draw):
+        bucket = int(draw % 4 == 3) % len(self.buckets)
+        return None if draw % self.broken == self.broken - 6 else Sample(draw, bucket, str(draw), {"n": np.float32(draw)})
+
+
+def encode(arrays, bucket, numbers):
+    """Latents that tell which clip and picture they are."""
+    n = arrays["n"]
+    slots = 1 + (BUCKETS[bucket].frames - 1) // 4
+    assert len(n) == 5, "one chunk size for one program"
+    latents = np.broadcast_to(n[:, None, None, None, None], (len(n), slots, 2, 2, 1)).astype(np.float32)
+    pictures = (n[:, None] * 100 + numbers)[..., None, None, None] * np.ones((2, 2, 1), np.float32)
+    return latents, pictures.astype(np.float32)
+
+
+def tokenize(captions):
+    return np.array([[int(c), 1] for c in captions], np.int32), np.full(len(captions), 2, np.int32)
+
+
+def stream(seed=0, reuse=2.0, broken=11, clips=24, batch=4, buckets=BUCKETS, **more):
+    return PoolStream(Counting(broken, buckets), encode, tokenize, Pool(clips, reuse, 2, 5), batch, seed, **more)
+
+
+def summary(item):
+    bucket, clips, rng = item
+    return bucket, clips.ids[:, 0].tolist(), clips.picture_frames.tolist(), rng.integers(1 << 30)
+
+
+def test_every_clip_is_used_about_reuse_times():
+    s, uses = stream(reuse=3.0), []
+    while s.pool == 0:
+        item = next(s)
+        if s.pool == 0:
+            uses += summary(item)[1]
+            assert len({*item[1].ids[:, 0].tolist()}) >= 1
+            assert set(item[1].latents[:, 0, 0, 0, 0].astype(int)) == set(item[1].ids[:, 0].tolist())
+    readable = [d for d in range(24) if d % 11 != 5]
+    assert sorted(set(uses)) == readable
+    counts = [uses.count(d) for d in readable]
+    assert min(counts) >= 3
+    assert max(counts) <= 5  # the last batch of a bucket is filled up
+
+
+def test_what_belongs_together_stays_together():
+    _, clips, _ = next(s for s in stream() if s[0] == 0)
+    number = clips.ids[:, 0]
+    np.testing.assert_array_equal(clips.pictures[..., 0, 0, 0], number[:, None] * 100 + clips.picture_frames)
+    assert clips.latents.shape == (4, 3, 2, 2, 1)
+
+
+def test_a_resumed_stream_makes_the_pool_again_and_goes_on():
+    straight = stream(seed=7)
+    items = [summary(next(straight)) for _ in range(40)]
+    first = stream(seed=7)
+    for _ in range(23):
+        next(first)
+    second = stream(seed=7)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert [summary(next(second)) for _ in range(17)] == items[23:]
+
+
+def test_seed_and_pool_change_the_order_and_batches_have_their_own_generators():
+    a, b = ([summary(next(s)) for s in [stream(seed=seed)] for _ in range(6)] for seed in (0, 1))
+    assert [x[1] for x in a] != [x[1] for x in b]
+    assert len({x[3] for x in a}) == 6
+
+
+def test_processes_hold_different_clips():
+    parts = [stream(clips=32, broken=10**9, process=p, processes=2, buckets=BUCKETS[:1]) for p in range(2)]
+    used = [{n for _ in range(8) for n in summary(next(s))[1]} for s in parts]
+    assert used == [set(range(p, 32, 2)) for p in range(2)]
+    with pytest.raises(BadInput, match="2 processes and 2 buckets"):
+        stream(clips=32, process=0, processes=2)
+
+
+def test_pictures_are_frames_that_a_short_crop_has():
+    numbers = draw_pictures(np.random.default_rng(0), 500, 2, 33)
+    assert numbers.min() >= 1
+    assert numbers[:, 0].max() == 16
+    assert numbers[:, 1].max() == 32
+    assert 0.25 < (numbers[:, 1] == 32).mean() < 0.45  # the last frame, which is often what is given
+    assert draw_pictures(np.random.default_rng(0), 3, 2, 1).shape == (3, 0)
+
+
+def test_bad_settings_and_bad_data_are_named():
+    with pytest.raises(BadInput, match="pool.clips=4"):
+        stream(clips=4, batch=16)
+    with pytest.raises(BadInput, match="processes"):
+        stream(clips=25, processes=2)
+    unreadable = stream()
+    unreadable.reader.load = lambda draw: None
+    with pytest.raises(BadInput, match="none of 24 clips"):
+        next(unreadable)
+    broken = stream()
+    broken.encode = lambda *a: (encode(*a)[0] * np.nan, encode(*a)[1])
+    with pytest.raises(BadInput, match="NaN"):
+        next(broken)
