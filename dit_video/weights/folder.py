@@ -70,7 +70,8 @@ def save_model(model: Model, path: str | Path, *, dtypes: Mapping[str, str] | No
         raise BadInput(f"{target} cannot be written: {error}") from None
     try:
         _write(model, partial, dtypes)
-        partial.chmod(0o755)  # mkdtemp's are for the owner alone
+        for path in (partial, *partial.rglob("*")):  # mkdtemp's and the safetensors writer's are for the owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             target.rename(old / target.name)
