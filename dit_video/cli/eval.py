@@ -78,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
     Raises `BadInput` before a model is loaded if a number cannot be or OUT cannot be written.
     """
     _check(args)
-    if args.device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(args.device, args.device)
+    from dit_video.cli.generate import prepare_jax
     from dit_video.core.log import Progress
     from dit_video.generate.pipeline import VideoPipeline
 
     began = time.perf_counter()
+    prepare_jax(args.device)
     progress = Progress(show=not args.quiet)
     pipe = VideoPipeline.from_pretrained(args.model, dtype=args.dtype, progress=not args.quiet)
     report, clips = evaluate(pipe, args, progress)

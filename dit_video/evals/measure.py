@@ -26,6 +26,7 @@ _CONTRAST = 0.13  # from the background's colours, in daylight: below it a pixel
 _SMALLEST = 0.0036  # m^2: nothing smaller is an object; this is a small star that has shrunk
 _SURE = 0.15  # from what an object's colour can be: nearer pixels are not a blur of it with something else
 _AGREE = 0.8  # share of the frames in which shape and colour must be the same
+_WHOLE = 0.015  # relative squared error of an outline below which nothing of it is missing
 _BLOB = 0.16  # relative squared error of an outline above which it is no shape
 
 
@@ -265,27 +266,36 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
         before, after = np.flatnonzero(s.there[:t]), np.flatnonzero(s.there[t:])
         if not ((len(before) and s.cut_off[before[-1]]) or (len(after) and s.cut_off[t + after[0]])):
             return None, f"vanishes in frame {t}"
+    if len(gone) > max(2, 0.2 * count) and ground.camera == "static" and free.all():
+        return None, f"is gone in {len(gone)} of {count} frames"
     if (s.pieces > 0.2).sum() > 0.15 * count:
         return None, f"is in pieces in {(s.pieces > 0.2).sum()} of {count} frames"
-    seen = s.there.copy()
-    radius = np.sqrt(np.maximum(s.area, 1.0) / np.pi)
-    outlines = outline.compare(s.cover, free.astype(np.float32), s.x, s.y, radius)
-    good = s.there & ~s.cut_off
-    if good.sum() < min(3, count):
+    x, y, radius = s.x.copy(), s.y.copy(), np.sqrt(np.maximum(s.area, 1.0) / np.pi)
+    visible = free.astype(np.float32)
+    outlines = outline.compare(s.cover, visible, x, y, radius)
+    good = s.there & (~s.cut_off | (outlines.error.min(1) < _WHOLE))
+    few = good.sum() < min(3, count)  # hardly ever seen whole: only now the shape is sought in what is seen
+    if few:
         good = s.there
+        x[good], y[good], radius[good] = _sought(s, visible, np.flatnonzero(good), radius[good], (1.0, 1.12, 1.3, 1.5))
+        outlines = outline.compare(s.cover, visible, x, y, radius)
     error = np.minimum(outlines.error, 0.5)
     shape = int(error[good].mean(0).argmin())
     name = words.SHAPES[shape]
-    best = error.min(1)
-    alike = error[:, shape] < 1.4 * best + 0.01
+    alike = error[:, shape] < 1.4 * error.min(1) + 0.01
     share = float(alike[good].mean())
     middle = float(np.median(error[good, shape]))
-    x, y, size, angle = s.x.copy(), s.y.copy(), outlines.radius[:, shape].copy(), outlines.angle[:, shape].copy()
+    size, angle, seen = outlines.radius[:, shape].copy(), outlines.angle[:, shape].copy(), s.there.copy()
     rest = np.flatnonzero(s.there & ~good)
     if len(rest):
-        guess = np.interp(rest, np.flatnonzero(good), size[good])
-        x[rest], y[rest], size[rest], angle[rest], sure = _completed(s, free, rest, guess, shape)
-        seen[rest] &= sure
+        world = np.interp(rest, np.flatnonzero(good), (size / ground.zoom)[good])
+        disk = world * ground.zoom[rest] / outline.RADIUS[name]
+        x[rest], y[rest], disk = _sought(s, visible, rest, disk, (0.9, 1.0, 1.1), shape)
+        completed = outline.compare(s.cover[rest], visible[rest], x[rest], y[rest], disk)
+        size[rest], angle[rest] = completed.radius[:, shape], completed.angle[:, shape]
+        seen[rest] = completed.error[:, shape] < 2 * _BLOB
+    if not seen.any():
+        return None, "cannot be made out"
     track = np.stack([(x - width / 2) / ground.zoom + ground.right + width / 2,
                       (y - height / 2) / ground.zoom + ground.down + height / 2], -1) / m  # fmt: skip
     size = size / ground.zoom / m
@@ -306,18 +316,25 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
     return found, ""
 
 
-def _completed(s: _Silhouettes, free: np.ndarray, rows: np.ndarray, radius: np.ndarray, shape: int):
-    """Place, radius and angle in frames where only a part is seen: the shape is moved about until that part fits."""
-    disk = radius / outline.RADIUS[words.SHAPES[shape]]
+def _sought(
+    s: _Silhouettes,
+    visible: np.ndarray,
+    rows: np.ndarray,
+    disk: np.ndarray,
+    scales: tuple[float, ...],
+    shape: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place and radius of the disk of equal area in frames where only a part is seen: a shape, or whichever fits best,
+    is moved about and scaled until that part fits."""
     x, y = s.x[rows], s.y[rows]
-    for step in (0.36, 0.12, 0.04):
-        dx, dy = (a.ravel() * step for a in np.meshgrid(np.arange(-3, 4), np.arange(-3, 4)))
-        n = len(dx)
-        tried_x = (x[:, None] + dx * disk[:, None]).ravel()
-        tried_y = (y[:, None] + dy * disk[:, None]).ravel()
-        which = np.repeat(rows, n)
-        tried = outline.compare(s.cover[which], free[which].astype(np.float32), tried_x, tried_y, np.repeat(disk, n))
-        error = tried.error[:, shape].reshape(-1, n)
-        best = error.argmin(1) + np.arange(len(rows)) * n
-        x, y = tried_x[best], tried_y[best]
-    return x, y, radius, tried.angle[best, shape], error.min(1) < 2 * _BLOB
+    for step in (0.30, 0.12, 0.05):
+        steps = np.arange(-2, 3) * step
+        dx, dy, scale = (a.ravel() for a in np.meshgrid(steps, steps, scales))
+        tried_x, tried_y = x[:, None] + dx * disk[:, None], y[:, None] + dy * disk[:, None]
+        tried_disk, which = scale * disk[:, None], np.repeat(rows, len(dx))
+        tried = outline.compare(s.cover[which], visible[which], tried_x.ravel(), tried_y.ravel(), tried_disk.ravel())
+        error = tried.error.min(1) if shape is None else tried.error[:, shape]
+        best = np.arange(len(rows)), error.reshape(len(rows), -1).argmin(1)
+        x, y, disk = tried_x[best], tried_y[best], tried_disk[best]
+        scales = (0.94, 1.0, 1.06) if len(scales) > 1 else scales
+    return x, y, disk

@@ -59,9 +59,7 @@ RADIUS = {shape: float(np.sqrt(np.pi / area)) for shape, area in AREA.items()}  
 class _Bank(NamedTuple):
     templates: Float[np.ndarray, "G S 7"]  # N = 7 * G: products so small that BLAS does not start threads for them
     squares: Float[np.ndarray, "G S 7"]
-    shape: Int[np.ndarray, "N"]
-    angle: Float[np.ndarray, "N"]
-    scale: Float[np.ndarray, "N"]
+    shape: Int[np.ndarray, "N"]  # in the order of the shapes, then of their angles, then of the scales
 
 
 @lru_cache
@@ -73,11 +71,11 @@ def _bank(soft: float) -> _Bank:
         for angle in np.arange(_ANGLES[shape]) / _ANGLES[shape] * 2 * np.pi / SYMMETRY.get(shape, 1):
             for scale in _SCALE:
                 r = RADIUS[shape] * scale
-                rows.append((_smooth(0.5 - distance(shape, x / r, y / r, angle) * r / soft).ravel(), i, angle, scale))
-    templates, shape, angle, scale = zip(*rows, strict=True)
+                rows.append((_smooth(0.5 - distance(shape, x / r, y / r, angle) * r / soft).ravel(), i))
+    templates, shape = zip(*rows, strict=True)
     stacked = np.float32(np.stack(templates))
     grouped = np.ascontiguousarray(stacked.reshape(-1, 7, stacked.shape[-1]).swapaxes(1, 2))
-    return _Bank(grouped, grouped**2, np.array(shape), np.array(angle), np.array(scale))
+    return _Bank(grouped, grouped**2, np.array(shape))
 
 
 def _product(a: Float[np.ndarray, "T S"], grouped: Float[np.ndarray, "G S 7"]) -> Float[np.ndarray, "T N"]:
@@ -96,6 +94,25 @@ def cut(pictures: Float[np.ndarray, "K T H W"], x, y, radius) -> Float[np.ndarra
         return np.maximum(0, 1 - np.abs(place[:, :, None] - np.arange(side, dtype=np.float32)))
 
     return (weights(row, height) @ pictures @ weights(column, width).swapaxes(-1, -2)).reshape(len(pictures), count, -1)
+
+
+def _best(error: Float[np.ndarray, "T A S"], shape: str) -> Float[np.ndarray, "T 3"]:
+    """Least error of one shape over its angles and scales, and both between the templates, by parabolas: error, angle,
+    radius in those of the disk of equal area."""
+    frames = np.arange(len(error))
+    _, angles, scales = error.shape
+    i, j = np.unravel_index(error.reshape(len(error), -1).argmin(1), (angles, scales))
+    least = error[frames, i, j]
+
+    def between(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        bend = before - 2 * least + after
+        return np.clip((before - after) / (2 * np.maximum(bend, 1e-9)), -0.5, 0.5)
+
+    turn = between(error[frames, i - 1, j], error[frames, (i + 1) % angles, j]) if angles > 1 else 0.0
+    inner = (j > 0) & (j < scales - 1)
+    size = between(error[frames, i, np.maximum(j - 1, 0)], error[frames, i, np.minimum(j + 1, scales - 1)]) * inner
+    step = 2 * np.pi / SYMMETRY.get(shape, 1) / angles
+    return np.stack([least, (i + turn) * step, (_SCALE[0] + (j + size) * (_SCALE[1] - _SCALE[0])) * RADIUS[shape]], -1)
 
 
 class Outlines(NamedTuple):
@@ -122,7 +139,6 @@ def compare(cover: Float[np.ndarray, "T H W"], seen: Float[np.ndarray, "T H W"],
         error = ((w * a * a).sum(-1)[:, None] - 2 * _product(w * a, bank.templates) + power) / np.maximum(power, 1e-3)
         for i in range(len(words.SHAPES)):
             own = np.flatnonzero(bank.shape == i)
-            best = own[error[:, own].argmin(1)]
-            size = radius[rows] * bank.scale[best] * RADIUS[words.SHAPES[i]]
-            fits[rows, i] = np.stack([error[np.arange(len(best)), best], bank.angle[best], size], -1)
+            fits[rows, i] = _best(error[:, own].reshape(len(a), -1, len(_SCALE)), words.SHAPES[i])
+            fits[rows, i, 2] *= radius[rows]
     return Outlines(*np.moveaxis(fits, -1, 0))

@@ -1,0 +1,97 @@
+"""`dit-video eval`, with a pipeline that renders instead of generating."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_video.cli import eval as verb
+from dit_video.cli.main import main
+from dit_video.data.toyworld.draw import make_scene
+from dit_video.evals.prompts import suite
+
+
+class Renderer:
+    """Called as `VideoPipeline`; answers with renders of what is asked, or, if `lazy`, of the first prompt."""
+
+    def __init__(self, lazy=False):
+        self.lazy, self.calls, self.hash = lazy, [], "0" * 12
+        defaults = SimpleNamespace(height=64, width=64, num_frames=9)
+        self.model = SimpleNamespace(defaults=defaults, name="renderer")
+        self.known = {one.prompt: one.scene for one in suite(12)}
+
+    def scene(self, prompt, i):
+        if self.lazy:
+            return next(iter(self.known.values()))
+        if prompt in self.known:
+            return self.known[prompt]
+        return make_scene(np.random.default_rng(i), shape="circle", colour="red", motion="still")
+
+    def __call__(self, prompts, seed, **more):
+        self.calls.append((len(prompts), seed, more))
+        scenes = [self.scene(prompt, i) for i, prompt in enumerate(prompts)]
+        frames = verb.render_all(scenes, more["num_frames"] or 9, more["height"], more["width"])
+        return SimpleNamespace(frames=list(frames), clips=[SimpleNamespace(fps=8.0)] * len(frames))
+
+
+@pytest.fixture
+def pipe(monkeypatch):
+    pytest.importorskip("dit_video.generate.pipeline")
+    made = Renderer()
+    monkeypatch.setattr("dit_video.generate.pipeline.VideoPipeline.from_pretrained", lambda *args, **kwargs: made)
+    return made
+
+
+def test_report_of_a_perfect_model(pipe, tmp_path, capsys):
+    assert main(["eval", "--count", "12", "--out", str(tmp_path / "r"), "--json", "--seeds", "2", "--quiet"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["suite"], printed["count"], printed["model"]["name"]) == ("toyworld", 12, "renderer")
+    assert {"scores", "splits", "reference", "values", "settings", "seconds"} <= set(printed)
+    assert printed["scores"]["all"]["value"] == 1.0
+    assert set(printed["reference"]) == {"renders", "shuffled"}
+    assert printed["reference"]["shuffled"]["main"] < 0.1
+    assert printed["diversity"]["n"] == 8
+    assert printed["diversity"]["spread"] > 0
+    stored = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert [clip["prompt"] for clip in stored["clips"]] == [one.prompt for one in suite(12)]
+    assert Image.open(tmp_path / "r" / "first.png").size[0] > 2 * 5 * 64
+    assert [call[:2] for call in pipe.calls] == [(12, 0), (8, 1)]
+
+
+def test_image_condition_gives_first_frames(pipe, tmp_path, capsys):
+    assert (
+        main(["eval", "--count", "3", "--condition", "image", "--seeds", "0", "--out", str(tmp_path), "--quiet"]) == 0
+    )
+    text = capsys.readouterr().out
+    assert "first_frame psnr 99" in text
+    assert text.splitlines()[-1] == str(tmp_path / "report.json")
+    assert [call[:2] for call in pipe.calls] == [(1, 0), (1, 1), (1, 2)]
+    assert all(call[2]["image"].shape == (64, 64, 3) for call in pipe.calls)
+
+
+def test_model_that_ignores_the_prompt_is_near_the_floor(pipe, tmp_path, capsys):
+    pipe.lazy = True
+    assert main(["eval", "--count", "12", "--out", str(tmp_path), "--json", "--seeds", "0", "--quiet"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["scores"]["colour"]["value"] < 0.4
+    assert printed["scores"]["motion"]["value"] < 0.5
+    assert printed["reference"]["renders"]["all"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--count", "0"], "count=0"), (["--suite", "other"], "invalid choice"), (["--condition", "sound"], "sound")],
+)
+def test_bad_input_is_found_first(pipe, flags, message, tmp_path, capsys):
+    assert main(["eval", "--out", str(tmp_path), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert pipe.calls == []
+
+
+def test_unwritable_folder_is_found_first(pipe, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["eval", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot make this folder" in capsys.readouterr().err
+    assert pipe.calls == []
