@@ -32,8 +32,8 @@ class Carry(NamedTuple):
 class Solver(Protocol):
     """`init` says what is remembered, `step` goes from `now` to `then` and renews it."""
 
-    schedule: Kind  # the schedule that belongs to it by default
-
+    @property
+    def schedule(self) -> Kind: ...  # the schedule that belongs to it by default
     def init(self, x: Latent) -> Any: ...
     def step(self, carry: Carry, slope: Slope, now: Instant, then: Instant) -> Carry: ...
 
