@@ -326,9 +326,7 @@ class VideoPipeline:
             "notes": list(request.notes),
             "model": {"name": model.name, "hash": self.hash},
             "dtype": self.dtype,
-            "devices": sorted(
-                {d.device_kind for d in (jax.devices() if self.mesh is None else self.mesh.devices.flat)}
-            ),
+            "devices": [d.device_kind for d in ([jax.devices()[0]] if self.mesh is None else self.mesh.devices.flat)],
             "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},
             "frames_sha256": frames_sha256(frames) if len(frames) else None,
         }

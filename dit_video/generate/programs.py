@@ -85,7 +85,7 @@ class Programs:
     def decode_stream(self, vae: Weights, latents: Latent) -> tuple[np.ndarray, bool]:
         """As `decode`, in pieces along time: memory does not grow with the length. Compiled on the way."""
         module = self.module("vae", vae)
-        pieces = [np.asarray(piece) for piece in module.decode_stream(module.denormalize(latents))]
+        pieces = [np.asarray(piece) for piece in module.decode_stream(module.denormalize(jnp.asarray(latents)))]
         video = np.concatenate(pieces, axis=1)
         pixels = np.clip(np.round((video + 1) * 127.5), 0, 255)
         return pixels.astype(np.uint8), bool(np.isfinite(video).all())

@@ -58,7 +58,7 @@ def test_it_is_the_network_under_the_mathematics(plain, tiny, pipe):
     """The same clip by hand: two networks in turn, guidance written out, all steps in one scan, decoded whole."""
     dit, vae, text = (tiny.module(part) for part in ("dit", "vae", "text"))
     tokens = tiny.tokenizer.encode([PROMPT, ""])
-    encoded = text(tokens.ids, tokens.length)
+    encoded = jax.jit(lambda ids, length: text(ids, length))(tokens.ids, tokens.length)
     row = lambda i: jax.tree.map(lambda a: a[i : i + 1], encoded)  # noqa: E731
     assert isinstance(dit, DiT)
     assert isinstance(pipe.programs.output, VelocityOutput)
