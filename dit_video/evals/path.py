@@ -156,20 +156,19 @@ def _growth(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
     return best
 
 
-def _turning(s: Sighting, weight: np.ndarray) -> tuple[np.ndarray, tuple[float, Motion]]:
-    """The angle over time without the shape's own repeats, as an error from no turn (T,), and the best steady turn."""
+def _turning(s: Sighting, weight: np.ndarray) -> tuple[float, float, Motion]:
+    """Squared error of an angle that stays (up to the shape's own repeats); of the best steady turn; and that turn."""
     if not s.turns:
-        return np.zeros_like(s.angle), (np.inf, Motion("spins"))
-    rates = np.concatenate([-np.geomspace(0.25, 4.5, 60), np.geomspace(0.25, 4.5, 60)])
+        return 0.0, np.inf, Motion("spins")
+    rates = np.concatenate([[0.0], -np.geomspace(0.25, 4.5, 60), np.geomspace(0.25, 4.5, 60)])
     vectors = np.exp(1j * s.turns * (s.angle - rates[:, None] * s.times))
     first = np.angle((vectors * weight).sum(-1, keepdims=True))
     miss = np.angle(vectors * np.exp(-1j * first)) / s.turns
     cost = (weight * miss**2).sum(-1)
-    i = int(cost.argmin())
+    i = 1 + int(cost[1:].argmin())
     turn = "clockwise" if rates[i] > 0 else "counterclockwise"
     rate = float(abs(rates[i]))
-    upright = np.angle(np.exp(1j * s.turns * s.angle)) / s.turns
-    return upright, (float(cost[i]), Motion("spins", "", nearest(rate, words.SPIN), turn, "", rate))
+    return float(cost[0]), float(cost[i]), Motion("spins", "", nearest(rate, words.SPIN), turn, "", rate)
 
 
 def fit(s: Sighting) -> Motion:
@@ -182,14 +181,14 @@ def fit(s: Sighting) -> Motion:
     here = sum(float((weight * (a - _mean(a, weight)) ** 2).sum()) for a in (s.x, s.y)) / _PLACE**2
     size = np.log(s.radius)
     same = float((weight * (size - _mean(size, weight)) ** 2).sum()) / _SIZE**2
-    tilt, (turning, spin) = _turning(s, weight)
-    upright = float((weight * tilt**2).sum()) / _ANGLE**2
-    candidates = [(here + same + upright, Motion("still"))]
+    staying, turning, spin = _turning(s, weight)
+    staying = staying / _ANGLE**2
+    candidates = [(here + same + staying, Motion("still"))]
     for fitted in (_line, _hops, _orbit):
         cost, found = fitted(s, weight)
-        candidates.append((cost / _PLACE**2 + same + upright, found))
+        candidates.append((cost / _PLACE**2 + same + staying, found))
     cost, found = _growth(s, weight)
-    candidates.append((here + cost / _SIZE**2 + upright, found))
+    candidates.append((here + cost / _SIZE**2 + staying, found))
     candidates.append((here + same + turning / _ANGLE**2, spin))
     scores = [np.sqrt(cost / weight.sum()) for cost, _ in candidates]
     best = int(np.argmin(scores))

@@ -125,6 +125,13 @@ def test_shuffled_frames_do_not_move(asked, clips):
     assert np.mean([m["motion"][0][1] for m in marks]) <= 0.05
 
 
+def test_looped_clip_does_not_move(asked, clips):
+    """The first half, twice."""
+    moving = [i for i in range(0, 96, 3) if asked[i].objects[0]["motion"] in ("moves", "grows", "shrinks")]
+    marks = [mark(measure(clips[i][[*range(9), *range(8)]]), asked[i]) for i in moving]
+    assert np.mean([m["motion"][0][1] for m in marks]) <= 0.1
+
+
 def test_backwards_is_the_other_direction():
     _, clip = one(shape="circle", colour="green", motion="moves", direction="left")
     assert measure(clip).objects[0].direction == "left"
