@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
         path=RectifiedFlow(shift=3.0),
         conditions=Conditions(text=0.45, first=0.2, picture=0.1, tail=0.1, tail_with_sink=0.1, window=0.05),
         crops=(Crop(5, 0.62), Crop(9, 0.28), Crop(1, 0.10)),
-        pool=Pool(clips=2048, reuse=12.0),
+        pool=Pool(clips=512, reuse=12.0),
         tokenizer="board",
     ),
     data=Toyworld(plain=0.75, two=0.2),
