@@ -171,10 +171,10 @@ class Trainer:
                 self.objective, self.optimizer, self.mesh, self.rules, self.where, shapes,
                 seed=e.seed, decays=e.ema, start=start,
             )  # fmt: skip
-            self.step, self.data = 0, self.stream.state()
+            self.step, self.data, self.late = 0, self.stream.state(), Late()
         else:
             self.step, (self.state, about) = found
-            self.data = about["data"]
+            self.data, self.late = about["data"], Late(about["metrics"])
             self.stream.restore(self.data)
             self.checkpoints.forget_after(self.step)
             self._say_changes(about)
@@ -225,8 +225,8 @@ class Trainer:
     # ---- the loop
 
     def run_to_the_end(self) -> dict[str, Any]:
-        e, late, rates, began = self.experiment, Late(), Rates(), time.perf_counter()
-        metrics_log = MetricsLog(self.run.path, self.step, self.first)
+        e, rates, began = self.experiment, Rates(), time.perf_counter()
+        metrics_log = MetricsLog(self.run.path, self.step, self.late.told(self.step), self.first)
         bar = Bar(self.step, e.steps)
         last: dict[str, float] = {}
         seen: set[Any] = set()
@@ -244,26 +244,29 @@ class Trainer:
                     halves = self.gradients_fn(self.state.params, self.state.step, batch, self.key)
                     self.state, metrics = self.update_fn(self.state, *halves)
                     self.step, self.data = self.step + 1, data
-                    late.add(self.step, metrics)
+                    self.late.add(self.step, metrics)
                     if shape in seen:
                         rates.add(e.batch, flops)
                     else:  # it was compiled just now
                         seen.add(shape)
-                        jax.block_until_ready(metrics["loss"])
+                        self.late.settle(0)
                         rates.leave_out(time.perf_counter() - start)
-                    if len(late.waiting) > 1:  # never more than one step ahead of the device
-                        jax.block_until_ready(late.waiting[-2][1]["loss"])
+                    self.late.settle()
                     bar.step()
-                    if self.step % e.log_every == 0 or self.step == e.steps:
-                        rows = late.fetch(keep=0 if self.step == e.steps else 1)
+                    # One step late, so that the device has work while its numbers are fetched.
+                    before = self.step - 1
+                    tell = [before] if before and before % e.log_every == 0 else []
+                    for told in tell + [self.step] * (self.step == e.steps):
+                        rows = self.late.take(told)
                         self._check_finite(rows)
                         rate = rates.report()
                         for name, key in (("clips", "clips_per_second"), ("flops", "gflops")):
                             totals[name] += rate[key] * rate["seconds"]
                         totals["seconds"] += rate.pop("seconds")
-                        last |= mean([row for _, row in rows]) | rate
-                        metrics_log.write(self.step, last | {"seconds": time.perf_counter() - began})
-                        bar.show(self.step, last)
+                        row = mean([row for _, row in rows]) | rate
+                        metrics_log.write(told, row | {"seconds": time.perf_counter() - began})
+                        last |= row
+                        bar.show(told, last)
                     start = time.perf_counter()
                     if self.step % e.eval_every == 0 or self.step == e.steps:
                         measured = self.measure()
@@ -274,7 +277,6 @@ class Trainer:
                     if e.sample_every and self.step % e.sample_every == 0:
                         self.make_samples()
                     rates.leave_out(time.perf_counter() - start)
-                self._check_finite(late.fetch())
                 self.save(wait=True)
                 if stop.wish is not None and self.step < e.steps:
                     raise stop.wish(f"stopped at step {self.step} of {e.steps}; the same command goes on from there")
@@ -331,7 +333,7 @@ class Trainer:
 
     def save(self, wait: bool = False) -> None:
         """A checkpoint of this step: state, place in the data, and the experiment."""
-        about = {"data": self.data, "experiment": to_dict(self.experiment), "processes": jax.process_count()}
+        about = {"data": self.data, "metrics": self.late.state(), "experiment": to_dict(self.experiment)}
         self.checkpoints.save(self.step, self.state, about, wait)
 
     def make_samples(self) -> None:

@@ -47,19 +47,24 @@ def _jaxprs(value: Any) -> list[Any]:
 
 
 class MetricsLog:
-    """One JSON object a line, `{"step": 20, "loss": 0.91, ...}`, and the same to TensorBoard. A run that resumes drops
-    the lines beyond the step that it goes on from: it makes them again."""
+    """One JSON object a line, `{"step": 20, "loss": 0.91, ...}`, and the same to TensorBoard.
 
-    def __init__(self, folder: Path, step: int, write: bool = True):
+    A run that goes on from `step` drops the lines that it will write again: those beyond it, and of the loss those
+    beyond `told`, because the metrics since then wait in the checkpoint.
+    """
+
+    def __init__(self, folder: Path, step: int, told: int, write: bool = True):
         self.file, self.writer = None, None
         if not write:
             return
         path = folder / "metrics.jsonl"
         if path.is_file():
-            kept = [
-                line for line in path.read_text().splitlines() if _step_of(line) is not None and _step_of(line) <= step
-            ]
-            path.write_text("".join(line + "\n" for line in kept))
+            kept = []
+            for line in path.read_text().splitlines():
+                row = _row(line)
+                if row is not None and row["step"] <= (told if "loss" in row else step):
+                    kept.append(line + "\n")
+            path.write_text("".join(kept))
         self.file = path.open("a", buffering=1)
         from tensorboardX import SummaryWriter
 
@@ -78,12 +83,13 @@ class MetricsLog:
             self.writer.close()
 
 
-def _step_of(line: str) -> int | None:
+def _row(line: str) -> dict[str, Any] | None:
     """None for a line that was cut off by a kill."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        row = json.loads(line)
+    except ValueError:
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _short(value: float) -> float | None:
@@ -110,21 +116,44 @@ class Rates:
         return rates
 
 
-class Late:
-    """Metrics that stay on the device until they are asked for: fetching one waits for its step."""
+Rows = list[tuple[int, dict[str, float]]]
 
-    def __init__(self) -> None:
+
+class Late:
+    """Metrics of steps that no line tells yet. They stay on the device until they are asked for: fetching one waits for
+    its step. What is waiting at a checkpoint is stored with it, so that a resumed run writes the same lines."""
+
+    def __init__(self, rows: Rows | None = None) -> None:
+        self.rows: Rows = [(int(step), dict(row)) for step, row in rows or []]
         self.waiting: list[tuple[int, dict[str, jax.Array]]] = []
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         self.waiting.append((step, metrics))
 
-    def fetch(self, keep: int = 0) -> list[tuple[int, dict[str, float]]]:
-        """All but the newest `keep`, as numbers."""
-        cut = max(len(self.waiting) - keep, 0)
-        ready, self.waiting = self.waiting[:cut], self.waiting[cut:]
-        values = jax.device_get([m for _, m in ready])
-        return [(step, {k: float(v) for k, v in m.items()}) for (step, _), m in zip(ready, values, strict=True)]
+    def told(self, step: int) -> int:
+        """The last step that a line has told of."""
+        return self.rows[0][0] - 1 if self.rows else step
+
+    def settle(self, behind: int = 1) -> None:
+        """Waits for the step that is `behind` the newest one: the host never runs away from the device."""
+        if len(self.waiting) > behind:
+            jax.block_until_ready(self.waiting[-1 - behind][1])
+
+    def state(self) -> Rows:
+        """All of them, as numbers."""
+        values = jax.device_get([m for _, m in self.waiting])
+        new = [(step, {k: float(v) for k, v in m.items()}) for (step, _), m in zip(self.waiting, values, strict=True)]
+        self.rows, self.waiting = [*self.rows, *new], []
+        return self.rows
+
+    def take(self, upto: int) -> Rows:
+        """Those of the steps up to `upto`, which are then told."""
+        later = [w for w in self.waiting if w[0] > upto]
+        self.waiting = [w for w in self.waiting if w[0] <= upto]
+        self.state()
+        taken = [row for row in self.rows if row[0] <= upto]
+        self.rows, self.waiting = [row for row in self.rows if row[0] > upto], later
+        return taken
 
 
 def mean(rows: list[dict[str, float]]) -> dict[str, float]:

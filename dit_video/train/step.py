@@ -123,7 +123,7 @@ def make_update(
     """
 
     def half(state: TrainState, grads: Any, metrics: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,185 @@
+"""The loop: a run that was killed ends like a straight one, bit for bit; it stops in good order, and reports."""
+
+import dataclasses
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.mesh import MeshShape
+from dit_video.train.loop import Ahead, train
+from dit_video.weights.checkpoints import Run
+
+STANDIN = Path(__file__).with_name("standin.py")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return runpy.run_path(str(STANDIN))["small"]
+
+
+def start(workdir, *changes, pause=0.0):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PAUSE": str(pause)}
+    command = [sys.executable, str(STANDIN), str(workdir), *changes]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def wait_for_step(workdir, step, process):
+    """Until the metrics tell that the run is beyond `step`."""
+    for _ in range(2400):
+        if any(row["step"] >= step for row in metrics(workdir)):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("the run did not come to its step")
+
+
+def metrics(workdir):
+    file = Path(workdir) / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def losses(workdir):
+    return [(row["step"], row["loss"]) for row in metrics(workdir) if "loss" in row]
+
+
+def test_a_killed_run_ends_like_a_straight_one(tmp_path):
+    straight = start(tmp_path / "straight")
+    killed = start(tmp_path / "killed", pause=0.06)
+    wait_for_step(tmp_path / "killed", int(np.random.default_rng().integers(5, 30)), killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    whole, resumed = finish(straight), finish(start(tmp_path / "killed"))
+    assert resumed["fingerprint"] == whole["fingerprint"]
+    assert resumed["steps"] == 40
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert [step for step, _ in losses(tmp_path / "killed")] == list(range(5, 45, 5))
+
+
+@pytest.mark.parametrize("which, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_a_checkpoint_and_has_its_exit_code(tmp_path, which, code):
+    process = start(tmp_path, "checkpoint_every=1000", pause=0.06)
+    wait_for_step(tmp_path, 5, process)
+    process.send_signal(which)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "the same command goes on" in err
+    (step,) = Run(tmp_path).checkpoints().steps()
+    assert 5 <= step < 40
+
+
+def test_it_learns_and_reports(small, tmp_path):
+    seen = []
+    experiment = small(steps=60, sample_every=30)
+    summary = train(experiment, tmp_path, sample=lambda model, e, folder, step: seen.append((step, folder.name)))
+    rows = metrics(tmp_path)
+    assert rows[0]["loss"] > 20 * summary["held_out"]
+    assert seen == [(30, "samples"), (60, "samples")]
+    assert {"loss", "grad_norm", "largest", "clips_per_second", "gflops"} <= set(rows[0])
+    assert [row["step"] for row in rows if "held_out" in row] == [10, 20, 30, 40, 50, 60]
+    assert {"held_out/0.5", "held_out/0.9"} <= set(next(row for row in rows if "held_out" in row))
+    assert summary["parameters"] == 8 * 2 + 2
+    assert (tmp_path / "finished").exists()
+    assert any((tmp_path / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "experiment.json").read_text())["steps"] == 60
+
+
+def test_resume_at_a_step_never_and_longer(small, tmp_path):
+    first = train(small(), tmp_path)
+    assert train(small(), tmp_path)["fingerprint"] == first["fingerprint"], "nothing is left to do"
+    again = train(small(), tmp_path, resume="30")
+    assert again["fingerprint"] == first["fingerprint"]
+    with pytest.raises(BadInput, match="no step 7"):
+        train(small(), tmp_path, resume="7")
+    with pytest.raises(BadInput, match="auto, never"):
+        train(small(), tmp_path, resume="perhaps")
+    fresh = train(small(steps=10), tmp_path, resume="never")
+    assert fresh["steps"] == 10
+    assert (tmp_path / "checkpoints.1" / "40").is_dir(), "the earlier run is put aside, not lost"
+
+
+def test_other_shapes_are_an_error_that_names_them(small, tmp_path):
+    train(small(steps=5), tmp_path)
+    with pytest.raises(BadInput, match=r"Step 5 was saved with .*line/linear/kernel"):
+        train(small(objective=type(small().objective)(width=16)), tmp_path)
+    with pytest.raises(BadInput, match="Step 5 was saved with"):
+        train(small(ema=(0.5, 0.9, 0.99)), tmp_path)
+
+
+def test_the_mesh_does_not_change_the_numbers(small, tmp_path):
+    runs = [
+        train(small(mesh=mesh), tmp_path / str(i))
+        for i, mesh in enumerate([MeshShape(), MeshShape(2, 4), MeshShape(1, 2, 2, 2)])
+    ]
+    for run in runs[1:]:
+        np.testing.assert_allclose(run["loss"], runs[0]["loss"], rtol=1e-4)
+        np.testing.assert_allclose(run["held_out"], runs[0]["held_out"], rtol=1e-4)
+
+
+def test_a_run_goes_on_on_another_mesh(small, tmp_path):
+    steady = dataclasses.replace(small().optimizer, decay="none")
+    train(small(steps=20, optimizer=steady), tmp_path)
+    moved = train(small(optimizer=steady, mesh=MeshShape(2, 2, 2, 1)), tmp_path)
+    straight = train(small(optimizer=steady), tmp_path / "straight")
+    np.testing.assert_allclose(moved["held_out"], straight["held_out"], rtol=1e-3)
+    assert moved["steps"] == 40
+
+
+def test_one_bad_batch_is_skipped_and_many_end_the_run(small, tmp_path):
+    line = type(small().objective)
+    good = train(small(objective=line(bad=(7,))), tmp_path / "one")
+    assert np.isfinite(good["loss"])
+    assert sum(row.get("skipped", 0) for row in metrics(tmp_path / "one")) == pytest.approx(1 / 5)
+    with pytest.raises(NonFinite, match="8 steps up to step 1[0-9]"):
+        train(small(objective=line(bad=tuple(range(8, 40)))), tmp_path / "many")
+
+
+def test_a_failing_sampler_does_not_end_a_run(small, tmp_path):
+    def fail(*args):
+        raise RuntimeError("no encoder")
+
+    assert train(small(steps=10, sample_every=5), tmp_path, sample=fail)["steps"] == 10
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"batch": 6, "accumulate": 4}, "accumulate=4"),
+        ({"keep": 1}, "keep=1"),
+        ({"ema": (1.0,)}, "ema"),
+        ({"batch": 7}, "does not divide over the mesh"),
+    ],
+)
+def test_numbers_that_cannot_be(small, tmp_path, changes, message):
+    with pytest.raises(BadInput, match=message):
+        train(small(**changes), tmp_path)
+
+
+def test_an_error_in_the_data_reaches_the_loop():
+    class Failing:
+        def __next__(self):
+            raise BadInput("no more")
+
+        def state(self):
+            return {}
+
+    ahead = Ahead(Failing(), lambda batch: batch)
+    with pytest.raises(BadInput, match="no more"):
+        ahead.next()
+    ahead.close()
