@@ -20,6 +20,7 @@ from dit_video.core.mesh import Rules, constrain
 from dit_video.core.types import Extra, Latent, Text, Time
 from dit_video.nn.attention import BACKENDS, attention
 from dit_video.nn.embeddings import gelu_tanh, per_token, sinusoid
+from dit_video.nn.linear import SAVED, linear_dot, matmul
 from dit_video.nn.norms import layer_norm, rms_norm
 from dit_video.nn.patches import grid_of, patchify, unpatchify
 from dit_video.nn.rotary import Rotary, frame_positions, grid_positions, halves, rotary, rotate
@@ -30,7 +31,7 @@ MASKED = -1e30
 _REMAT = {
     "none": None,
     "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(SAVED),
 }
 
 
@@ -85,8 +86,9 @@ _normal = nnx.initializers.normal(0.02)
 def _linear(n_in: int, n_out: int, axes: tuple, *, init=_xavier, dtype, rngs) -> nnx.Linear:
     bias = {"axes": (axes[1] if axes[1] != "width" else None,)}
     return nnx.Linear(
-        n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs, kernel_metadata={"axes": axes}, bias_metadata=bias
-    )
+        n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs, dot_general=linear_dot,
+        kernel_metadata={"axes": axes}, bias_metadata=bias,
+    )  # fmt: skip
 
 
 class Norm(nnx.Module):
@@ -129,14 +131,14 @@ class Block(nnx.Module):
 
     def self_attention(self, x: Float[Array, "B L D"], positions: Rotary) -> Float[Array, "B L D"]:
         cfg, p = self.cfg, self.attn
-        pairs = partial(halves, heads=cfg.heads)  # the order of numbers in a head that `rotate` wants
-        kernel = jnp.stack([pairs(p.q.kernel[...]), pairs(p.k.kernel[...]), p.v.kernel[...]], 1).astype(cfg.dtype)
-        bias = jnp.stack([pairs(p.q.bias[...]), pairs(p.k.bias[...]), p.v.bias[...]]).astype(cfg.dtype)
-        q, k, v = jnp.moveaxis(jnp.einsum("bld,dce->blce", x, kernel) + bias, 2, 0)
-        q = rms_norm(q, pairs(p.norm_q.scale[...]), cfg.eps)
-        k = rms_norm(k, pairs(p.norm_k.scale[...]), cfg.eps)
-        q, k, v = (self.split_heads(a, "batch", "tokens") for a in (q, k, v))
-        out = attention(rotate(q, positions), rotate(k, positions), v, backend=cfg.attention)
+
+        def turned(linear: nnx.Linear, norm: Norm) -> Float[Array, "B L n K"]:
+            kernel, bias, scale = (halves(a[...], cfg.heads) for a in (linear.kernel, linear.bias, norm.scale))
+            a = rms_norm(matmul(x, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype), scale, cfg.eps)
+            return rotate(self.split_heads(a, "batch", "tokens"), positions)
+
+        v = self.split_heads(p.v(x), "batch", "tokens")
+        out = attention(turned(p.q, p.norm_q), turned(p.k, p.norm_k), v, backend=cfg.attention)
         return p.out(out.reshape(x.shape))
 
     def text_keys_values(self, rows: Float[Array, "B S D"]) -> tuple[Array, Array]:
@@ -165,9 +167,7 @@ class Block(nnx.Module):
         cfg = self.cfg
         x = constrain(x, self.rules("batch", "tokens", None))
         modulation = time + self.table[...]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            per_token(modulation[:, :, i], index) for i in range(6)
-        )
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (per_token(modulation[:, :, i], index) for i in range(6))
         h = (layer_norm(x, cfg.eps) * (1 + scale_a) + shift_a).astype(cfg.dtype)
         x = (x + self.self_attention(h, positions) * gate_a).astype(x.dtype)
         h = x
@@ -230,7 +230,9 @@ class DiT(nnx.Module):
             values, index = time.values[:, :1], None
         else:
             if time.index.shape[1:] != (t * pt, h * ph, w * pw):
-                raise BadInput(f"time for {time.index.shape[1:]} positions, but the latent has {(t * pt, h * ph, w * pw)}")
+                raise BadInput(
+                    f"time for {time.index.shape[1:]} positions, but the latent has {(t * pt, h * ph, w * pw)}"
+                )
             values, index = time.values, time.index[:, ::pt, ::ph, ::pw].reshape(B, -1)
         if extra:
             index = jnp.zeros((1, t * h * w), jnp.int32) if index is None else index

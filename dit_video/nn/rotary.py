@@ -71,7 +71,8 @@ def halves(weight: Float[Array, "*rest D"], heads: int) -> Float[Array, "*rest D
 
 def rotate(x: Float[Array, "B L n K"], table: Rotary) -> Float[Array, "B L n K"]:
     """Turns queries or keys whose weights went through `halves`; float32 inside, the dtype of `x` outside."""
-    half = x.shape[-1] // 2
-    cos, sin = table.cos[:, :, None], table.sin[:, :, None]
-    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
+    cos, sin = table.cos[:, :, None, None], table.sin[:, :, None, None]
+    sin = jnp.concatenate([-sin, sin], -2)
+    pair = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
+    # The other half by reversal: its gradient is a reversal again, where slices would come back as padding.
+    return (pair * cos + pair[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)

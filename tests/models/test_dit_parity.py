@@ -1,6 +1,5 @@
 """The denoiser against `WanTransformer3DModel` of diffusers, with random weights, in float32."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from dit_video.weights.names_dit import dit_table, from_diffusers, to_diffusers
 pytestmark = pytest.mark.parity
 
 CASES = [
-    # heads, head_dim, layers, ffn, channels, text_dim, patch, cross_attn_norm | latent frames, height, width | text rows
+    # heads, head_dim, layers, ffn, channels, text_dim, patch, cross_attn_norm | latent T, H, W | text rows
     ((2, 12, 1, 32, 4, 8, (1, 2, 2), True), (1, 2, 2), (3,)),
     ((3, 16, 2, 64, 16, 24, (1, 2, 2), True), (3, 4, 6), (1, 7, 16)),
     ((2, 20, 3, 48, 8, 16, (1, 2, 2), False), (5, 6, 4), (12, 2)),
@@ -56,7 +55,7 @@ def ours(model):
 @pytest.mark.parametrize("case, size, lengths", CASES)
 def test_is_the_reference(case, size, lengths):
     torch, model = reference(case)
-    cfg, weights, dit = ours(model)
+    cfg, _, dit = ours(model)
     B, C = len(lengths), cfg.in_channels
     rng = np.random.default_rng(0)
     x = rng.standard_normal((B, *size, C), dtype=np.float32)

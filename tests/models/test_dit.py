@@ -1,0 +1,205 @@
+"""The denoiser on its own: text, time per token, extra frames, dtypes, back ends, FLOPs. The reference is elsewhere."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dit_video.core.errors import BadInput
+from dit_video.core.types import Extra, Text, Time
+from dit_video.models.dit import DiT, DiTConfig, flops
+from dit_video.nn.attention import plain
+from dit_video.nn.embeddings import gelu_tanh
+from dit_video.nn.norms import rms_norm
+
+CFG = DiTConfig(
+    in_channels=4, out_channels=4, heads=2, head_dim=12, depth=2, ffn_dim=48, freq_dim=16, text_dim=8, text_len=64
+)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Seeded weights, none of them at the zeros and ones that hide mistakes."""
+    state = nnx.state(DiT(CFG, rngs=nnx.Rngs(0)), nnx.Param)
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), state)
+
+
+@pytest.fixture(scope="module")
+def run(weights):
+    """(cfg, arguments of the model...) -> velocity."""
+    graphs = {}
+
+    def call(*args, cfg=CFG):
+        if cfg not in graphs:
+            graph = nnx.graphdef(nnx.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0))))
+            graphs[cfg] = jax.jit(lambda w, *a: nnx.merge(graph, w)(*a))
+        return np.asarray(graphs[cfg](weights, *args))
+
+    return call
+
+
+def inputs(B=2, size=(3, 4, 4), S=16, seed=0):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.standard_normal((B, *size, CFG.in_channels)), jnp.float32)
+    length = rng.integers(1, S, B)
+    rows = rng.standard_normal((B, S, CFG.text_dim)) * (np.arange(S) < length[:, None])[..., None]
+    time = Time(jnp.asarray(rng.uniform(0.1, 1, (B, 1)), jnp.float32))
+    return x, time, Text(jnp.asarray(rows, jnp.float32), jnp.asarray(length))
+
+
+def test_starts_at_zero_velocity():
+    x, time, text = inputs()
+    out = DiT(CFG, rngs=nnx.Rngs(0))(x, time, text)
+    assert out.shape == x.shape
+    assert not np.any(out)
+
+
+def test_every_weight_has_logical_axes():
+    state = nnx.state(nnx.eval_shape(lambda: DiT(CFG, rngs=nnx.Rngs(0))))
+    for path, variable in nnx.to_flat_state(state):
+        axes, stacked = variable.get_metadata().get("axes"), path[0] == "blocks"
+        assert axes is not None, path
+        assert len(axes) + stacked == variable.get_value().ndim, path
+        assert variable.get_value().dtype == jnp.float32, path
+        if path[-1] == "kernel":
+            assert any(axes), path
+
+
+def test_one_pad_row_is_many(weights):
+    """The context against plain attention over `text_len` rows, most of them zero, none masked."""
+    _, _, text = inputs(B=3)
+    model = nnx.merge(nnx.graphdef(DiT(CFG, rngs=nnx.Rngs(0))), weights)
+    context = model.context(text)
+    padded = jnp.pad(text.rows, ((0, 0), (0, CFG.text_len - text.rows.shape[1]), (0, 0)))
+    rows = model.text_out(gelu_tanh(model.text_in(padded)))
+    q = jnp.asarray(np.random.default_rng(3).standard_normal((3, 5, 2, 12)), jnp.float32)
+    for n in range(CFG.depth):
+        p = jax.tree.map(lambda a, n=n: a[n], nnx.to_pure_dict(nnx.state(model.blocks.cross)))
+        k = rms_norm(rows @ p["k"]["kernel"] + p["k"]["bias"], p["norm_k"]["scale"], CFG.eps)
+        v = rows @ p["v"]["kernel"] + p["v"]["bias"]
+        k, v = (a.reshape(3, CFG.text_len, 2, 12) for a in (k, v))
+        want = plain(q, k, v, None, 12**-0.5)
+        got = plain(q, context.keys[n], context.values[n], context.bias, 12**-0.5)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_text_does_not_depend_on_how_it_is_stored(run):
+    x, time, text = inputs()
+    want = run(x, time, text)
+    wider = Text(jnp.pad(text.rows, ((0, 0), (0, 16), (0, 0))), text.length)
+    np.testing.assert_allclose(run(x, time, wider), want, atol=1e-5)
+    full = Text(jnp.pad(text.rows, ((0, 0), (0, 48), (0, 0))), jnp.full(2, CFG.text_len))  # no pads left
+    np.testing.assert_allclose(run(x, time, full), want, atol=1e-5)
+    other = Text(text.rows[::-1], text.length[::-1])
+    assert np.abs(run(x, time, other) - want).max() > 1e-3
+
+
+def test_context_is_made_once(run, weights):
+    x, time, text = inputs()
+    context = nnx.merge(nnx.graphdef(DiT(CFG, rngs=nnx.Rngs(0))), weights).context(text)
+    np.testing.assert_allclose(run(x, time, context), run(x, time, text), atol=1e-5)
+
+
+def test_time_is_per_token(run):
+    x, time, text = inputs()
+    t = time.values
+    scalar = run(x, time, text)
+    same = Time(jnp.concatenate([t, t], 1), jnp.asarray(np.arange(2 * 48).reshape(2, 3, 4, 4) % 2))
+    np.testing.assert_allclose(run(x, same, text), scalar, atol=1e-5)
+    known = jnp.zeros((2, 3, 4, 4), int).at[:, 0].set(1)
+    two = run(x, Time(jnp.concatenate([t, 0 * t], 1), known), text)
+    assert np.abs(two - scalar).max() > 1e-3
+    # the same times through more values, in another order
+    four = run(x, Time(jnp.concatenate([t + 0.3, 0 * t, t, t - 0.2], 1), 2 - known), text)
+    np.testing.assert_allclose(four, two, atol=1e-5)
+
+
+def test_extra_frames_are_tokens_that_know(run):
+    """A frame that is appended with the rotary time of a slot is as good as that slot, known, in the grid."""
+    x, time, text = inputs()
+    t = time.values
+    known = jnp.zeros((2, 3, 4, 4), int).at[:, 2].set(1)
+    grid = run(x, Time(jnp.concatenate([t, 0 * t], 1), known), text)
+    apart = run(x[:, :2], time, text, Extra(x[:, 2:], jnp.full((2, 1), 2.0)))
+    np.testing.assert_allclose(apart, grid[:, :2], atol=1e-5)
+    moved = run(x[:, :2], time, text, Extra(x[:, 2:], jnp.asarray([[2.0], [2.25]])))
+    np.testing.assert_allclose(moved[0], apart[0], atol=1e-5)
+    assert np.abs(moved[1] - apart[1]).max() > 1e-4
+    # together with time per token, and two of them
+    first = jnp.zeros((2, 2, 4, 4), int).at[:, 0].set(1)
+    both = Extra(x[:, 1:], jnp.asarray([[1.0, -4.0]] * 2))
+    time = Time(jnp.concatenate([t, 0 * t], 1), first)
+    out = run(x[:, :2], time, text, both)
+    swapped = Extra(x[:, :0:-1], both.position[:, ::-1])
+    np.testing.assert_allclose(run(x[:, :2], time, text, swapped), out, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"attention": "chunked"}, {"remat": "block"}, {"remat": "dots"}])
+def test_gradients_do_not_depend_on_how_they_are_made(weights, change):
+    x, time, text = inputs(size=(3, 4, 8))
+    target = jnp.roll(x, 1, 0)
+
+    def gradient(cfg):
+        graph = nnx.graphdef(nnx.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0))))
+        return jax.jit(jax.grad(lambda w: jnp.mean((nnx.merge(graph, w)(x, time, text) - target) ** 2)))(weights)
+
+    want, got = gradient(CFG), gradient(replace(CFG, **change))
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(jnp.abs(a).max())))
+    assert all(float(jnp.abs(a).max()) > 0 for a in jax.tree.leaves(want))
+
+
+def test_bfloat16_is_near(run):
+    x, time, text = inputs()
+    want, got = run(x, time, text), run(x, time, text, cfg=replace(CFG, dtype="bfloat16"))
+    assert got.dtype == np.float32
+    error = np.abs(got - want).max() / np.abs(want).max()
+    assert 1e-5 < error < 0.05  # computed in bfloat16, and right
+
+
+def test_flops_are_the_compilers():
+    """The count against XLA's, for one layer (a scanned body is counted once), without its elementwise work."""
+    cfg = DiTConfig(in_channels=4, out_channels=4, heads=2, head_dim=64, depth=1, ffn_dim=512, text_dim=64)
+    model = nnx.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    x, text = jnp.zeros((1, 4, 8, 8, 4)), Text(jnp.zeros((1, 16, 64)), jnp.ones(1, int))
+    args = state, x, Time(jnp.zeros((1, 1))), text
+    compiled = jax.jit(lambda w, *a: nnx.merge(graph, w)(*a)).lower(*args).compile()
+    assert flops(cfg, (4, 8, 8), 16) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.1)
+    assert flops(replace(cfg, depth=3), (4, 8, 8), 16) > 2.5 * flops(cfg, (4, 8, 8), 16)
+    assert flops(cfg, (4, 8, 8), 16, extra=1) > 1.2 * flops(cfg, (4, 8, 8), 16)
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"remat": "all"}, "remat='all'.*none, block, dots"),
+        ({"attention": "flash"}, "attention='flash'.*xla"),
+        ({"dtype": "int8"}, "dtype"),
+        ({"head_dim": 7}, "even"),
+    ],
+)
+def test_bad_configs(change, what):
+    with pytest.raises(BadInput, match=what):
+        replace(CFG, **change)
+
+
+def test_bad_shapes(weights):
+    model = nnx.merge(nnx.graphdef(DiT(CFG, rngs=nnx.Rngs(0))), weights)
+    x, time, text = inputs()
+    with pytest.raises(BadInput, match="width=3.*2 or 4"):
+        model(x[:, :, :, :3], time, text)
+    with pytest.raises(BadInput, match="3 channels: this model takes 4"):
+        model(x[..., :3], time, text)
+    with pytest.raises(BadInput, match="16 rows x 7"):
+        model(x, time, Text(text.rows[..., :7], text.length))
+    with pytest.raises(BadInput, match="65 rows"):
+        model.context(Text(jnp.zeros((1, 65, 8)), jnp.ones(1, int)))
+    with pytest.raises(BadInput, match="time for"):
+        model(x, Time(jnp.zeros((2, 2)), jnp.zeros((2, 2, 4, 4), int)), text)
+    with pytest.raises(BadInput, match="extra frames"):
+        model(x, time, text, Extra(x[:, :1, :2], jnp.zeros((2, 1))))
