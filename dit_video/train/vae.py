@@ -80,10 +80,10 @@ class VAEObjective:
 
 
 def latent_statistics(
-    encode: Callable[[Video], Latent], clips: Iterable[Video]
+    encode: Callable[[Any], Any], clips: Iterable[Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every latent channel over all positions of all clips, for `VAEConfig`.
-    `encode` gives the raw means; the sums are kept in float64."""
+    `encode` gives the raw means of a batch of clips; the sums are kept in float64."""
     count, total, squares = 0, 0.0, 0.0
     for video in clips:
         z = np.asarray(encode(video), np.float64)
@@ -182,10 +182,10 @@ class ClipStream:
         self.loader.restore(state["loader"])
         self.count = int(state["count"])
 
-    def __iter__(self) -> Iterator[Video]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         return self
 
-    def __next__(self) -> Video:
+    def __next__(self) -> np.ndarray:
         # The kind of cut depends on the count alone: every process takes the same shapes.
         shares = np.array([c.share for c in self.cuts])
         cut = self.cuts[int(generator(self.key[0], self.count).choice(len(self.cuts), p=shares / shares.sum()))]

