@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_video.nn.rotary import frame_positions, grid_positions, halves, rotary, rotate, split
+
+
+def angles(positions, dim, theta=1e4):
+    """The same in float64."""
+    parts = [positions[..., n : n + 1] * theta ** -(np.arange(0, d, 2) / d) for n, d in enumerate(split(dim)) if d]
+    return np.concatenate(parts, -1)
+
+
+def test_split_is_wan():
+    assert split(128) == (44, 42, 42)
+    for dim in range(6, 200, 2):
+        t, h, w = split(dim)
+        assert t + h + w == dim
+        assert t % 2 == h % 2 == 0
+        assert h == w == 2 * (dim // 6)
+
+
+def test_float32_angles_hold_to_1024_positions():
+    steps = np.arange(-1024 * 4, 1024 * 4 + 1) / 4
+    positions = np.stack([steps, steps[::-1], np.abs(steps)], -1)[None]
+    table = jax.jit(lambda p: rotary(p, 128))(jnp.asarray(positions, jnp.float32))
+    want = angles(positions, 128)
+    assert np.abs(table.cos - np.cos(want)).max() < 2e-6
+    assert np.abs(table.sin - np.sin(want)).max() < 2e-6
+
+
+def test_grid_positions_are_in_the_order_of_patches():
+    p = np.asarray(grid_positions((2, 3, 4)))[0]
+    assert p.shape == (24, 3)
+    np.testing.assert_array_equal(p[0], [0, 0, 0])
+    np.testing.assert_array_equal(p[5], [0, 1, 1])
+    np.testing.assert_array_equal(p[23], [1, 2, 3])
+
+
+def test_frames_stand_at_any_time():
+    p = np.asarray(frame_positions(jnp.asarray([[4.0], [-7.25]]), (2, 2)))
+    np.testing.assert_array_equal(p[1], [[-7.25, 0, 0], [-7.25, 0, 1], [-7.25, 1, 0], [-7.25, 1, 1]])
+    np.testing.assert_array_equal(p[0, :, 0], 4.0)
+
+
+@pytest.mark.parametrize("dim", [8, 12, 32])
+def test_logits_are_those_of_adjacent_pairs(dim):
+    """`halves` on the weights and `rotate` on the activations give the logits of rotated adjacent pairs."""
+    rng = np.random.default_rng(0)
+    heads, L = 3, 10
+    q, k = rng.standard_normal((2, 1, L, heads * dim))
+    positions = rng.integers(0, 40, (1, L, 3)) / 4
+    phase = np.exp(1j * angles(positions, dim))[:, :, None]
+    a, b = ((x.reshape(1, L, heads, dim // 2, 2) @ [1, 1j]) * phase for x in (q, k))
+    want = np.einsum("blnk,bsnk->bnls", a, b.conj()).real
+    table = rotary(jnp.asarray(positions, jnp.float32), dim)
+    ours = [rotate(halves(jnp.asarray(x, jnp.float32), heads).reshape(1, L, heads, dim), table) for x in (q, k)]
+    np.testing.assert_allclose(jnp.einsum("blnk,bsnk->bnls", *ours), want, atol=2e-4)
+
+
+def test_only_distances_matter():
+    rng = np.random.default_rng(1)
+    q, k = jnp.asarray(rng.standard_normal((2, 1, 6, 2, 12)), jnp.float32)
+    p = jnp.asarray(rng.integers(0, 9, (1, 6, 3)), jnp.float32)
+    logits = [
+        jnp.einsum("blnk,bsnk->bnls", rotate(q, rotary(p + d, 12)), rotate(k, rotary(p + d, 12))) for d in (0.0, 5.25)
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-4)
