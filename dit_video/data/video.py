@@ -230,8 +230,10 @@ def iterate_video(
 def _iterate_av(path: Path, start: float):
     import av
 
+    # Titles in other encodings than UTF-8 are no reason to refuse a file. PyAV 19 lets them through by itself.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(path), **lenient) as container:
             if not container.streams.video:
                 raise BadInput(f"{path}: has no video stream.")
             stream = container.streams.video[0]

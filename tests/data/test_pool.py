@@ -21,7 +21,9 @@ class Counting:
 
     def load(self, draw):
         bucket = int(draw % 4 == 3) % len(self.buckets)
-        return None if draw % self.broken == self.broken - 6 else Sample(draw, bucket, str(draw), {"n": np.float32(draw)})
+        return (
+            None if draw % self.broken == self.broken - 6 else Sample(draw, bucket, str(draw), {"n": np.float32(draw)})
+        )
 
 
 def encode(arrays, bucket, numbers):

@@ -1,3 +1,5 @@
+"""Attention: both back ends against a plain softmax, their gradients, the memory of the chunked one."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Sinusoids of time, the gather from few times to tokens, norms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Patches and back are exact inverses; a patch holds its block in order; bad sizes are named."""
+
 import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np

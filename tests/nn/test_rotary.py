@@ -1,3 +1,5 @@
+"""Rotary positions: the split of Wan, the precision of angles, the order of positions, only distances matter."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
