@@ -20,10 +20,10 @@ def setup(verbosity: int = 0) -> None:
 class Progress:
     """Named phases with their seconds, and a bar for the steps of one.
 
-        progress = Progress(show=True)
-        with progress.phase("denoise", steps=16) as tick:
-            ...; tick()
-        progress.seconds   # {"denoise": 1.9}
+    progress = Progress(show=True)
+    with progress.phase("denoise", steps=16) as tick:
+        ...; tick()
+    progress.seconds   # {"denoise": 1.9}
     """
 
     def __init__(self, show: bool = True):
