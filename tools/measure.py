@@ -35,6 +35,7 @@ def machine() -> str:
 
 def store(name: str, **data: Any) -> None:
     data |= {"machine": machine(), "date": datetime.date.today().isoformat()}
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     print(json.dumps(data, indent=1))
 
