@@ -77,7 +77,7 @@ def test_same_values_as_diffusers(cfg, frames):
         for p in theirs.parameters():
             p.add_(0.02 * torch.randn_like(p))
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    graph, params = nnx.split(VAE(cfg, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(nnx.eval_shape(lambda: VAE(cfg, rngs=nnx.Rngs(0))))
     shapes = {k: v.shape for k, v in flatten(nnx.to_pure_dict(params)).items()}
     ours = to_ours(VAE_NAMES, state, shapes)
     back = to_foreign(VAE_NAMES, ours)
@@ -145,7 +145,7 @@ def test_both_convolutions_give_the_same_video():
 
 
 def test_attention_stands_where_attn_scales_says():
-    """The reference makes such encoders but cannot run them (its attention takes no cache), so only names are compared."""
+    """The reference makes such encoders but cannot run them: its attention takes no cache."""
     cfg = replace(SMALL, attn_scales=(0.5,))
     graph, params = nnx.split(nnx.eval_shape(lambda: VAE(cfg, rngs=nnx.Rngs(0))))
     names = [path for path in flatten(nnx.to_pure_dict(params)) if "down_blocks" in path and "to_qkv/kernel" in path]
