@@ -23,8 +23,10 @@ from dit_video.evals.ground import Ground
 _CELLS = 40  # of the colour table, per unit of daylight
 _DEPTH = int(1.25 * _CELLS) + 1
 _CONTRAST = 0.13  # from the background's colours, in daylight: below it a pixel is background whatever else
+_FAINT = 0.035  # the same beside what is certainly no background
 _SMALLEST = 0.0036  # m^2: nothing smaller is an object; this is a small star that has shrunk
 _SURE = 0.15  # from what an object's colour can be: nearer pixels are not a blur of it with something else
+_THIN = 0.35  # opacity that an object must reach somewhere in each frame
 _AGREE = 0.8  # share of the frames in which shape and colour must be the same
 _WHOLE = 0.015  # relative squared error of an outline below which nothing of it is missing
 _BLOB = 0.16  # relative squared error of an outline above which it is no shape
@@ -108,7 +110,7 @@ def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Rea
         return unreadable("no background of this world")
     day = pixels / ground.exposure
     _, contrast = grounds.to_tones(day, ground.low, ground.high)
-    covers, colours, reason = _segment(day, contrast, np.stack([ground.low, ground.high]))
+    covers, colours, reason = _segment(day, contrast, np.stack([ground.low, ground.high]), ground.background)
     if reason:
         return unreadable(reason)
     whole = np.max(covers, 0)
@@ -151,34 +153,55 @@ def _neighbours(mask: Bool[np.ndarray, "T H W"]) -> np.ndarray:
     return out
 
 
-def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[list[np.ndarray], list[str], str]:
+def _segment(
+    day: np.ndarray, contrast: np.ndarray, tones: np.ndarray, not_colour: str = ""
+) -> tuple[list[np.ndarray], list[str], str]:
     """Opacity (T, H, W) of each object and its colour; or, third, why there are none."""
     count, height, width, _ = day.shape
     m2 = float(min(height, width)) ** 2
     least = max(_SMALLEST * m2, 3.0)
     inside = contrast > _CONTRAST
-    t, y, x = np.nonzero(inside)
-    if len(t) < least * count * 0.5:
+    if inside.sum() < least * count * 0.5:
         return [], [], "no object"
-    cell = np.clip(np.rint(day[t, y, x] * _CELLS), 0, _DEPTH - 1).astype(int)
-    distances = _colour_table()[cell[:, 0], cell[:, 1], cell[:, 2]]
+    inside = _dilated(inside & (_neighbours(inside) >= 2), 3) & (contrast > _FAINT)  # with the soft skirts of objects
+    t, y, x = np.nonzero(inside)
+    distances = _colour_table()[_cells(day[t, y, x])]
     votes, off = distances.argmin(-1), distances.min(-1)
     seeds: dict[int, np.ndarray] = {}  # the pixels that are sure to have a colour
     for i in np.argsort(-np.bincount(votes, minlength=len(words.COLOURS))):
-        mine = (votes == i) & (off < _SURE)
-        if mine.sum() < 0.1 * least * count:
+        mine = (votes == i) & (off < _SURE) & (contrast[t, y, x] > _CONTRAST)
+        if mine.sum() < 0.1 * least * count or words.COLOURS[i] == not_colour:
             continue
         mine[mine] = ~_mixed(day[t, y, x][mine], tones, list(seeds))
         sure = np.zeros(day.shape[:3], bool)
         sure[t[mine], y[mine], x[mine]] = True
         sure &= _neighbours(sure) >= 2  # noise has none
-        if (sure.sum((1, 2)) > 0.3 * least).mean() > 0.35:
+        apart = sure & ~_dilated(np.any(list(seeds.values()), 0), 2) if seeds else sure  # not a rim of another
+        if (apart.sum((1, 2)) > 0.3 * least).mean() > 0.35:
             seeds[int(i)] = sure
     names = list(seeds)
     if not names:
         return [], [], "no object has a colour of this world"
     if len(names) > 2:
         return [], [], f"{len(names)} colours: " + ", ".join(words.COLOURS[i] for i in names)
+    covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
+    lasting = [(cover > 0.5).sum((1, 2)) > 0.6 * least for cover in covers]
+    if len(names) == 2 and min(each.mean() for each in lasting) < 0.5:
+        names = [names[int(np.argmax([each.mean() for each in lasting]))]]  # the other is a flaw of a few frames
+        covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
+    for i, cover in zip(names, covers, strict=True):
+        sure = (cover[t, y, x] > 0.4) & (off < _SURE)
+        foreign = sure & (votes != i)
+        foreign[foreign] = ~_mixed(day[t, y, x][foreign], tones, [i])
+        own, other = (np.bincount(t[each], minlength=count) for each in (sure & (votes == i), foreign))
+        if (own >= other).mean() < _AGREE:
+            return [], [], f"the {words.COLOURS[i]} object changes its colour"
+    return covers, [words.COLOURS[i] for i in names], ""
+
+
+def _shared(names, seeds, day, contrast, tones, places, distances) -> list[np.ndarray]:
+    """Opacity of the objects of one or two colours, each pixel given to one of them."""
+    t, y, x = places
     whose = np.zeros(len(t), int)
     if len(names) == 2:
         # the soft rim between two colours can look like a third: it belongs to whichever sure pixel is nearest
@@ -196,7 +219,13 @@ def _segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray) -> tuple[
         away = contrast[t, y, x][mine]
         cover[t[mine], y[mine], x[mine]] = away / (away + distances[mine, i])
         covers.append(cover)
-    return covers, [words.COLOURS[i] for i in names], ""
+    return covers
+
+
+def _cells(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices into the colour table."""
+    cell = np.clip(np.rint(pixels * _CELLS), 0, _DEPTH - 1).astype(int)
+    return cell[..., 0], cell[..., 1], cell[..., 2]
 
 
 def _mixed(pixels: np.ndarray, tones: np.ndarray, colours: list[int]) -> np.ndarray:
@@ -227,7 +256,10 @@ class _Silhouettes:
 
 def _silhouettes(cover: np.ndarray, free: np.ndarray) -> _Silhouettes:
     count, height, width = cover.shape
-    labels, total = ndimage.label(cover > 0.5, _PLANE)
+    # half of what it is at its strongest: a generator may leave an object thin in some frames
+    strongest = cover.reshape(count, -1).max(1)[:, None, None]
+    inside = cover > np.where(strongest > _THIN, 0.5 * strongest, 0.5)
+    labels, total = ndimage.label(inside, _PLANE)
     sizes = np.bincount(labels.ravel(), minlength=total + 1)
     highest = np.maximum.accumulate(labels.reshape(count, -1).max(1))  # labels are given frame by frame
     frame_of = np.searchsorted(highest, np.arange(total + 1))
@@ -239,7 +271,7 @@ def _silhouettes(cover: np.ndarray, free: np.ndarray) -> _Silhouettes:
         own = np.flatnonzero(frame_of == t)
         if not len(own):
             continue
-        hidden[t] = (blocked[t] & (cover[t] > 0.5)).any()
+        hidden[t] = (blocked[t] & inside[t]).any()
         largest = own[sizes[own].argmax()]
         pieces[t] = 1 - sizes[largest] / sizes[own].sum()
         keep[own if hidden[t] else largest] = True
@@ -273,27 +305,38 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
     x, y, radius = s.x.copy(), s.y.copy(), np.sqrt(np.maximum(s.area, 1.0) / np.pi)
     visible = free.astype(np.float32)
     outlines = outline.compare(s.cover, visible, x, y, radius)
-    good = s.there & (~s.cut_off | (outlines.error.min(1) < _WHOLE))
+    best, whole = outlines.error.min(1), s.there & ~s.cut_off
+    usual = np.median(best[whole]) if whole.any() else 0.0
+    good = whole | (s.there & (best < max(_WHOLE, 1.5 * usual)))
+    if good.sum() < min(3, count):
+        good = s.there & (best < _BLOB / 3)  # at the edge all the time, but hardly beyond it
     few = good.sum() < min(3, count)  # hardly ever seen whole: only now the shape is sought in what is seen
     if few:
         good = s.there
-        x[good], y[good], radius[good] = _sought(s, visible, np.flatnonzero(good), radius[good], (1.0, 1.12, 1.3, 1.5))
+        rows = np.flatnonzero(good)
+        x[rows], y[rows], radius[rows] = _sought(s, visible, rows, radius[rows], (1.0, 1.12, 1.3, 1.5))
         outlines = outline.compare(s.cover, visible, x, y, radius)
     error = np.minimum(outlines.error, 0.5)
-    shape = int(error[good].mean(0).argmin())
+    # sharp frames decide more than blurred ones, and large silhouettes more than small ones
+    weight = s.area[good] / s.area[good].sum()
+    shape = int((weight @ np.log(error[good] + 0.005)).argmin())
     name = words.SHAPES[shape]
-    alike = error[:, shape] < 1.4 * error.min(1) + 0.01
-    share = float(alike[good].mean())
+    alike = error[:, shape] < 1.5 * error.min(1) + 0.015
+    share = float(weight @ alike[good])
     middle = float(np.median(error[good, shape]))
-    size, angle, seen = outlines.radius[:, shape].copy(), outlines.angle[:, shape].copy(), s.there.copy()
+    # the area changes more smoothly than the best template's scale, which is right in the middle
+    size = np.sqrt(s.area / outline.AREA[name])
+    size *= np.median(outlines.radius[good, shape] / size[good]) if not few else outlines.radius[:, shape] / size
+    angle, seen = outlines.angle[:, shape].copy(), s.there.copy()
     rest = np.flatnonzero(s.there & ~good)
     if len(rest):
         world = np.interp(rest, np.flatnonzero(good), (size / ground.zoom)[good])
         disk = world * ground.zoom[rest] / outline.RADIUS[name]
-        x[rest], y[rest], disk = _sought(s, visible, rest, disk, (0.9, 1.0, 1.1), shape)
-        completed = outline.compare(s.cover[rest], visible[rest], x[rest], y[rest], disk)
-        size[rest], angle[rest] = completed.radius[:, shape], completed.angle[:, shape]
-        seen[rest] = completed.error[:, shape] < 2 * _BLOB
+        ways = (int(np.bincount(outlines.spoilt[good, shape].astype(int)).argmax()),)
+        x[rest], y[rest], disk = _sought(s, visible, rest, disk, (0.9, 1.0, 1.1), (name,), ways, loyal=3.0)
+        completed = outline.compare(s.cover[rest], visible[rest], x[rest], y[rest], disk, (name,), ways)
+        size[rest], angle[rest] = completed.radius[:, 0], completed.angle[:, 0]
+        seen[rest] = completed.error[:, 0] < 2 * _BLOB
     if not seen.any():
         return None, "cannot be made out"
     track = np.stack([(x - width / 2) / ground.zoom + ground.right + width / 2,
@@ -322,19 +365,24 @@ def _sought(
     rows: np.ndarray,
     disk: np.ndarray,
     scales: tuple[float, ...],
-    shape: int | None = None,
+    shapes: tuple[str, ...] = words.SHAPES,
+    ways: tuple[int, ...] = (0,),
+    loyal: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Place and radius of the disk of equal area in frames where only a part is seen: a shape, or whichever fits best,
-    is moved about and scaled until that part fits."""
-    x, y = s.x[rows], s.y[rows]
+    """Place and radius of the disk of equal area in frames where only a part is seen: the shape of those that fits best
+    is moved about and scaled until that part fits. loyal: by which share of the error it must fit better, for each unit
+    that the logarithm of the radius changes by."""
+    x, y, first = s.x[rows], s.y[rows], disk
     for step in (0.30, 0.12, 0.05):
         steps = np.arange(-2, 3) * step
         dx, dy, scale = (a.ravel() for a in np.meshgrid(steps, steps, scales))
-        tried_x, tried_y = x[:, None] + dx * disk[:, None], y[:, None] + dy * disk[:, None]
-        tried_disk, which = scale * disk[:, None], np.repeat(rows, len(dx))
-        tried = outline.compare(s.cover[which], visible[which], tried_x.ravel(), tried_y.ravel(), tried_disk.ravel())
-        error = tried.error.min(1) if shape is None else tried.error[:, shape]
+        tried = x[:, None] + dx * disk[:, None], y[:, None] + dy * disk[:, None], scale * disk[:, None]
+        which = np.repeat(rows, len(dx))
+        flat = (each.ravel() for each in tried)
+        error = outline.compare(s.cover[which], visible[which], *flat, shapes, ways).error.min(1)
+        if loyal:
+            error = error * (1 + loyal * np.abs(np.log(tried[2] / first[:, None])).ravel())
         best = np.arange(len(rows)), error.reshape(len(rows), -1).argmin(1)
-        x, y, disk = tried_x[best], tried_y[best], tried_disk[best]
-        scales = (0.94, 1.0, 1.06) if len(scales) > 1 else scales
+        x, y, disk = (each[best] for each in tried)
+        scales = (0.94, 1.0, 1.06)
     return x, y, disk

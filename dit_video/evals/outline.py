@@ -4,17 +4,22 @@ A silhouette is cut out around its centre of mass and scaled to an area of one d
 templates serves all sizes and the comparison is a matrix product.
 """
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from scipy import ndimage
 
 from dit_video.data.toyworld import scene as words
 
 _SIDE, _REACH = 29, 1.95  # samples a side, and how far they reach in radii of the disk of equal area
-_SOFT = (0.08, 0.16, 0.30, 0.50)  # width of the soft edge in such radii
-_SCALE = (0.92, 0.96, 1.0, 1.04, 1.08)
+_BLUR = (0.06, 0.11, 0.18, 0.28, 0.40)  # standard deviation, in such radii
+_SCALE = (0.93, 1.0, 1.07)
+# How a generator may have spoilt an outline: corners rounded by so much of such radii, and blurred by so many levels
+# more than a render of that size. Not so much that a square or a star could pass for a disk, or a disk for them.
+SPOILT = ((0.0, 0), (0.0, 1), (0.0, 2), (0.20, 0), (0.30, 1))
 SYMMETRY = {"square": 4, "triangle": 3, "star": 5}
 _ANGLES = {"circle": 1, "ring": 1, "square": 15, "triangle": 20, "star": 12}  # templates in one turn of the symmetry
 _RIBS = {  # angle of the first outward normal, lines, their distance from the centre for radius 1
@@ -36,11 +41,6 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray, angle: float = 0.0) -> np
     return each[-2 if shape == "star" else -1].reshape(x.shape)
 
 
-def _smooth(x: np.ndarray) -> np.ndarray:
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
-
-
 def _areas() -> dict[str, float]:
     """Of each shape of radius 1."""
     s, d = 2 * np.sqrt(3) * 0.60, 1.25
@@ -57,29 +57,44 @@ RADIUS = {shape: float(np.sqrt(np.pi / area)) for shape, area in AREA.items()}  
 
 
 class _Bank(NamedTuple):
-    templates: Float[np.ndarray, "G S 7"]  # N = 7 * G: products so small that BLAS does not start threads for them
-    squares: Float[np.ndarray, "G S 7"]
-    shape: Int[np.ndarray, "N"]  # in the order of the shapes, then of their angles, then of the scales
+    """Templates of one shape at A angles in S scales. Products with them are many and small, so small that BLAS does
+    not start threads for them."""
+
+    templates: Float[np.ndarray, "A P S"]
+    squares: Float[np.ndarray, "A P S"]
 
 
-@lru_cache
-def _bank(soft: float) -> _Bank:
-    u = np.linspace(-_REACH, _REACH, _SIDE)
+@cache
+def _bank(shape: str, rounding: float, blur: float) -> _Bank:
+    step = 2 * _REACH / (_SIDE - 1) / 3
+    u = (np.arange(3 * _SIDE) - (3 * _SIDE - 1) / 2) * step
     x, y = np.meshgrid(u, u)
     rows = []
-    for i, shape in enumerate(words.SHAPES):
-        for angle in np.arange(_ANGLES[shape]) / _ANGLES[shape] * 2 * np.pi / SYMMETRY.get(shape, 1):
-            for scale in _SCALE:
-                r = RADIUS[shape] * scale
-                rows.append((_smooth(0.5 - distance(shape, x / r, y / r, angle) * r / soft).ravel(), i))
-    templates, shape = zip(*rows, strict=True)
-    stacked = np.float32(np.stack(templates))
-    grouped = np.ascontiguousarray(stacked.reshape(-1, 7, stacked.shape[-1]).swapaxes(1, 2))
-    return _Bank(grouped, grouped**2, np.array(shape))
+    for angle in np.arange(_ANGLES[shape]) / _ANGLES[shape] * 2 * np.pi / SYMMETRY.get(shape, 1):
+        scaled = []
+        for scale in _SCALE:
+            r = RADIUS[shape] * scale
+            picture = np.clip(0.5 - distance(shape, x / r, y / r, angle) * r / step, 0, 1)
+            if rounding:
+                picture = _rounded(picture, shape, rounding / step)
+            scaled.append(ndimage.gaussian_filter(picture, blur / step)[1::3, 1::3].ravel())
+        rows.append(np.stack(scaled, -1))
+    templates = np.float32(np.stack(rows))
+    return _Bank(templates, templates**2)
 
 
-def _product(a: Float[np.ndarray, "T S"], grouped: Float[np.ndarray, "G S 7"]) -> Float[np.ndarray, "T N"]:
-    return np.moveaxis(a @ grouped, 0, 1).reshape(len(a), -1)
+def _rounded(picture: np.ndarray, shape: str, sigma: float) -> np.ndarray:
+    """What a decoder without fine detail makes of a shape: corners cut, notches filled, area kept; a ring's hole filled
+    in half."""
+    soft = ndimage.gaussian_filter(picture, sigma)
+    if shape == "ring":
+        return np.maximum(picture, 0.5 * ndimage.binary_fill_holes(picture > 0.5))
+    level = np.sort(soft, axis=None)[-round(picture.sum())]
+    return np.clip(0.5 + (soft - level) / 0.15, 0, 1)
+
+
+def _product(a: Float[np.ndarray, "T P"], templates: Float[np.ndarray, "A P S"]) -> Float[np.ndarray, "T A S"]:
+    return np.concatenate([np.moveaxis(a[i : i + 48] @ templates, 0, 1) for i in range(0, len(a), 48)])
 
 
 def cut(pictures: Float[np.ndarray, "K T H W"], x, y, radius) -> Float[np.ndarray, "K T S"]:
@@ -116,29 +131,46 @@ def _best(error: Float[np.ndarray, "T A S"], shape: str) -> Float[np.ndarray, "T
 
 
 class Outlines(NamedTuple):
-    """Per frame and shape: relative squared error of the best template, its angle, its radius in pixels."""
+    """Per frame and shape: squared error of the best template relative to the silhouette's power, its angle, its radius
+    in pixels, and in which way it is spoilt (an index)."""
 
     error: Float[np.ndarray, "T N"]
     angle: Float[np.ndarray, "T N"]
     radius: Float[np.ndarray, "T N"]
+    spoilt: Float[np.ndarray, "T N"]
 
 
-def compare(cover: Float[np.ndarray, "T H W"], seen: Float[np.ndarray, "T H W"], x, y, radius) -> Outlines:
-    """Silhouettes against all templates. cover: opacity in [0, 1]. seen: 0 where something else hides it.
+def compare(
+    cover: Float[np.ndarray, "T H W"],
+    seen: Float[np.ndarray, "T H W"],
+    x: Float[np.ndarray, "T"],
+    y: Float[np.ndarray, "T"],
+    radius: Float[np.ndarray, "T"],
+    shapes: Sequence[str] = words.SHAPES,
+    ways: Sequence[int] = range(len(SPOILT)),
+) -> Outlines:
+    """Silhouettes against the templates of some shapes.
 
-    x, y: centre of mass; radius: of the disk of equal area, pixels, each (T,).
+    cover: opacity in [0, 1]; only its form matters, not its strength. seen: 0 where something else hides it. x, y:
+    centre of mass; radius: of the disk of equal area, pixels. ways: in which templates may be spoilt.
     """
     samples, weight = cut(np.stack([cover * seen, seen]), x, y, radius)
     samples = samples / np.maximum(weight, 0.25)
-    softness = np.abs(np.log(np.array(_SOFT)) - np.log(np.clip(2.0 / radius, 0.01, 1))[:, None]).argmin(1)
-    fits = np.empty((len(x), len(words.SHAPES), 3))
-    for level in np.unique(softness):
-        rows, bank = softness == level, _bank(_SOFT[level])
-        a, w = samples[rows], weight[rows]
-        power = _product(w, bank.squares)
-        error = ((w * a * a).sum(-1)[:, None] - 2 * _product(w * a, bank.templates) + power) / np.maximum(power, 1e-3)
-        for i in range(len(words.SHAPES)):
-            own = np.flatnonzero(bank.shape == i)
-            fits[rows, i] = _best(error[:, own].reshape(len(a), -1, len(_SCALE)), words.SHAPES[i])
-            fits[rows, i, 2] *= radius[rows]
+    sharpest = np.abs(np.log(np.array(_BLUR)) - np.log(0.02 + 0.5 / radius)[:, None]).argmin(1)
+    fits = np.full((len(x), len(shapes), 4), np.inf)
+    for way in ways:
+        rounding, softer = SPOILT[way]
+        levels = np.minimum(sharpest + softer, len(_BLUR) - 1)
+        for level in np.unique(levels):
+            rows = np.flatnonzero(levels == level)
+            w, weighted = weight[rows], weight[rows] * samples[rows]
+            power = (weighted * samples[rows]).sum(-1)[:, None, None]
+            for i, shape in enumerate(shapes):
+                bank = _bank(shape, 0.0 if shape == "circle" else rounding, _BLUR[level])
+                alike = np.maximum(_product(weighted, bank.templates), 0) ** 2
+                error = 1 - alike / np.maximum(power * _product(w, bank.squares), 1e-6)
+                found = np.concatenate([_best(error, shape), np.full((len(rows), 1), way)], -1)
+                better = found[:, 0] < fits[rows, i, 0]
+                fits[rows[better], i] = found[better]
+    fits[..., 2] *= radius[:, None]
     return Outlines(*np.moveaxis(fits, -1, 0))

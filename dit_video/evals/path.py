@@ -12,7 +12,9 @@ from dit_video.data.toyworld import scene as words
 
 # How exactly a clip must follow a closed form, as one standard deviation of its place, log radius and angle.
 _PLACE, _SIZE, _ANGLE = 0.02, 0.06, 0.14
-_LIMIT = 2.0  # rms of all that in standard deviations; a path that is worse than this by every closed form is none
+_LIMIT = 2.5  # rms of all that in standard deviations; a path that is worse than this by every closed form is none
+_CAP = 16.0  # squared deviation of one frame, at most: a few bad frames do not spoil a path
+_BETTER = 0.65  # and a motion must leave at most this much of what standing still leaves
 _STILL = 1.15  # standing still is believed unless a motion is this much better
 _SPEEDS = np.geomspace(0.045, 0.95, 34)
 
@@ -58,6 +60,16 @@ def _mean(a: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (a * weight).sum(-1, keepdims=True) / weight.sum()
 
 
+def _cost(miss: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
+    """Sum over frames (the last axis) of squared deviations, none of them above the cap."""
+    return (np.minimum((miss / sigma) ** 2, _CAP) * weight).sum(-1)
+
+
+def _stays(a: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
+    """Cost of a number that should be constant; `a` may have axes before time."""
+    return _cost(a - np.median(a[..., weight > 0], -1, keepdims=True), weight, sigma)
+
+
 def _fold(start: np.ndarray, travel: np.ndarray, before: float, after: float, side: float, wrap: bool):
     """As `toyworld.motion`: places, and the sign with which they follow `start`."""
     if wrap:
@@ -68,7 +80,7 @@ def _fold(start: np.ndarray, travel: np.ndarray, before: float, after: float, si
 
 
 def _along(s: Sighting, weight: np.ndarray, axis: int, speeds: np.ndarray, wrap: bool) -> np.ndarray:
-    """Squared error of one coordinate at each of the signed speeds."""
+    """Cost of one coordinate at each of the signed speeds."""
     place, before, after, side = (s.x, s.y)[axis], s.reach[2 * axis], s.reach[2 * axis + 1], s.room[axis]
     travel = speeds[:, None] * s.times
     first = int(np.argmax(s.seen))
@@ -77,13 +89,15 @@ def _along(s: Sighting, weight: np.ndarray, axis: int, speeds: np.ndarray, wrap:
         where, sign = _fold(start, travel, before, after, side, wrap)
         start = start + _mean(sign * np.clip(place - where, -0.25, 0.25), weight)
     where, _ = _fold(start, travel, before, after, side, wrap)
-    return (weight * (place - where) ** 2).sum(-1)
+    # what starts at a wall and goes into it at once is what goes the other way
+    ahead = (where[:, min(3, len(place) - 1)] - where[:, 0]) * np.sign(speeds) > 0
+    return np.where(ahead | wrap, _cost(place - where, weight, _PLACE), np.inf)
 
 
 def _line(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
     """Straight on, off the walls or through them, in any direction at any speed."""
     best = (np.inf, Motion("moves"))
-    here = [float((weight * (place - _mean(place, weight)) ** 2).sum()) for place in (s.x, s.y)]
+    here = [_stays(place, weight, _PLACE) for place in (s.x, s.y)]
     signs, slants = np.array([1, -1])[:, None, None], np.array([1, 0.5**0.5])[:, None]
     for edge in words.EDGES:
         speeds = _SPEEDS if edge == "bounce" else _SPEEDS[_SPEEDS > 0.25]
@@ -102,12 +116,12 @@ def _line(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
 
 
 def _regress(target: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares of a target (T,) on bases (..., T, k): squared errors (...), coefficients (..., k)."""
+    """Weighted least squares of a place (T,) on bases (..., T, k): costs (...), coefficients (..., k)."""
     root = np.sqrt(weight)[:, None]
     a, b = basis * root, target * root[:, 0]
-    gram = np.einsum("...tk,...tl->...kl", a, a) + 1e-9 * np.eye(basis.shape[-1])
-    solution = np.linalg.solve(gram, np.einsum("...tk,t->...k", a, b)[..., None])[..., 0]
-    return ((np.einsum("...tk,...k->...t", a, solution) - b) ** 2).sum(-1), solution
+    across = a.swapaxes(-1, -2)
+    solution = np.linalg.solve(across @ a + 1e-9 * np.eye(basis.shape[-1]), across @ b[:, None])[..., 0]
+    return _cost((basis @ solution[..., None])[..., 0] - target, weight, _PLACE), solution
 
 
 def _hops(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
@@ -117,7 +131,7 @@ def _hops(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
     height = 4 * u * (1 - u)
     cost, solution = _regress(s.y, np.stack([np.ones_like(height), -height], -1), weight)
     cost = np.where(np.abs(np.log(np.maximum(solution[..., 1], 1e-6) / words.HOP_HEIGHT)) < 0.6, cost, np.inf)
-    cost = cost + (weight * (s.x - _mean(s.x, weight)) ** 2).sum()
+    cost = cost + _stays(s.x, weight, _PLACE)
     i = np.unravel_index(int(cost.argmin()), cost.shape)
     rate = float(periods[i[0]])
     return float(cost[i]), Motion("bounces", "", nearest(rate, words.HOP_PERIOD), "", "", rate)
@@ -148,7 +162,7 @@ def _growth(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
     for kind, factor in (("grows", words.GROWTH), ("shrinks", 1 / words.GROWTH)):
         for power in (0.75, 1.0, 1.25):
             miss = np.log(s.radius) - np.log(1 + (factor**power - 1) * far)
-            cost = (weight * (miss - _mean(miss, weight)) ** 2).sum(-1) + (power != 1.0) * _SIZE**2
+            cost = _stays(miss, weight, _SIZE) + (power != 1.0)
             i = int(cost.argmin())
             if cost[i] < best[0]:
                 rate = float(taus[i])
@@ -157,14 +171,14 @@ def _growth(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
 
 
 def _turning(s: Sighting, weight: np.ndarray) -> tuple[float, float, Motion]:
-    """Squared error of an angle that stays (up to the shape's own repeats); of the best steady turn; and that turn."""
+    """Cost of an angle that stays (up to the shape's own repeats); of the best steady turn; and that turn."""
     if not s.turns:
         return 0.0, np.inf, Motion("spins")
     rates = np.concatenate([[0.0], -np.geomspace(0.25, 4.5, 60), np.geomspace(0.25, 4.5, 60)])
     vectors = np.exp(1j * s.turns * (s.angle - rates[:, None] * s.times))
     first = np.angle((vectors * weight).sum(-1, keepdims=True))
     miss = np.angle(vectors * np.exp(-1j * first)) / s.turns
-    cost = (weight * miss**2).sum(-1)
+    cost = _cost(miss, weight, _ANGLE)
     i = 1 + int(cost[1:].argmin())
     turn = "clockwise" if rates[i] > 0 else "counterclockwise"
     rate = float(abs(rates[i]))
@@ -178,23 +192,20 @@ def fit(s: Sighting) -> Motion:
         return Motion("unclear")
     s = Sighting(s.times, *(np.where(s.seen, a, a[np.argmax(s.seen)]) for a in (s.x, s.y, s.radius, s.angle)),
                  s.seen, s.turns, s.reach, s.room)  # fmt: skip
-    here = sum(float((weight * (a - _mean(a, weight)) ** 2).sum()) for a in (s.x, s.y)) / _PLACE**2
-    size = np.log(s.radius)
-    same = float((weight * (size - _mean(size, weight)) ** 2).sum()) / _SIZE**2
+    here = sum(_stays(place, weight, _PLACE) for place in (s.x, s.y))
+    same = _stays(np.log(s.radius), weight, _SIZE)
     staying, turning, spin = _turning(s, weight)
-    staying = staying / _ANGLE**2
     candidates = [(here + same + staying, Motion("still"))]
-    for fitted in (_line, _hops, _orbit):
-        cost, found = fitted(s, weight)
-        candidates.append((cost / _PLACE**2 + same + staying, found))
+    candidates += [
+        (cost + same + staying, found) for cost, found in (each(s, weight) for each in (_line, _hops, _orbit))
+    ]
     cost, found = _growth(s, weight)
-    candidates.append((here + cost / _SIZE**2 + staying, found))
-    candidates.append((here + same + turning / _ANGLE**2, spin))
+    candidates += [(here + cost + staying, found), (here + same + turning, spin)]
     scores = [np.sqrt(cost / weight.sum()) for cost, _ in candidates]
     best = int(np.argmin(scores))
     if scores[0] < 0.5 or scores[0] < _STILL * scores[best]:
         best = 0
-    if scores[best] > _LIMIT:
+    if scores[best] > min(_LIMIT, _BETTER * scores[0] if best else np.inf):
         return Motion("unclear", error=float(scores[best]))
     found = candidates[best][1]
     return Motion(found.kind, found.direction, found.speed, found.turn, found.edge, found.rate, float(scores[best]))

@@ -155,7 +155,8 @@ def test_what_changes_or_vanishes_is_unreadable():
     assert measure(clip).readable
     for bad, reason in (
         (spliced(clip, other(shape="square")), "changes its shape"),
-        (spliced(clip, other(colour="blue")), "vanishes"),
+        (spliced(clip, other(colour="blue")), "changes its colour"),
+        (spliced(clip, other(colour="pink")), "changes its colour"),
         (spliced(clip, empty), "vanishes"),
         (empty, "no object"),
         (twice, "in pieces"),
