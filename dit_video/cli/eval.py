@@ -228,7 +228,8 @@ def _diversity(pipe: Any, args: argparse.Namespace, height: int, width: int, pro
     out = _call(pipe, args, prompts, args.seed + 1)
     places = [first_place(reading) for reading in _read(out.frames, out.clips[0].fps, progress)]
     made, known = spread(places, prompts), spread(real, groups)
-    return {"spread": round(made, 4), "renders": round(known, 4), "ratio": round(made / known, 4), "n": len(prompts)}
+    ratio = {} if np.isnan(made) else {"spread": round(made, 4), "ratio": round(made / known, 4)}
+    return ratio | {"renders": round(known, 4), "n": len(prompts), "seen": sum(place is not None for place in places)}
 
 
 def _write(out: Path, report: dict[str, Any], clips: Sequence["np.ndarray"]) -> None:
