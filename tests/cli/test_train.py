@@ -1,0 +1,70 @@
+"""`dit-video train`: fields from the command line, and errors before anything is compiled."""
+
+import json
+
+import pytest
+
+from dit_video.cli.main import main
+from dit_video.train import loop
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the trainer is given, without training."""
+    calls = []
+
+    def fake(experiment, workdir, resume="auto", sample=None):
+        calls.append((experiment, workdir, resume))
+        return {"steps": experiment.steps}
+
+    monkeypatch.setattr(loop, "train", fake)
+    monkeypatch.setattr("dit_video.cli.generate.prepare_jax", lambda device: None)
+    return calls
+
+
+def test_fields_and_flags_reach_the_experiment(called, capsys):
+    line = (
+        "train toyworld --workdir runs/x --steps 7 --objective.pool.clips=64 --mesh.data 2 --init board --resume never"
+    )
+    assert main([*line.split(), "--vae", "runs/vae", "--json"]) == 0
+    ((experiment, workdir, resume),) = called
+    assert (experiment.steps, experiment.objective.pool.clips, experiment.mesh.data) == (7, 64, 2)
+    assert (experiment.init, experiment.vae, resume, str(workdir)) == ("board", "runs/vae", "never", "runs/x")
+    assert json.loads(capsys.readouterr().out) == {"path": "runs/x", "steps": 7}
+
+
+def test_the_folder_is_named_after_the_experiment(called, capsys):
+    assert main(["train", "experiments/finetune_folder.py", "--data.path", "clips/"]) == 0
+    ((experiment, workdir, _),) = called
+    assert (experiment.data.path, str(workdir)) == ("clips/", "runs/finetune_folder")
+    assert capsys.readouterr().out == "runs/finetune_folder\n"
+
+
+def test_dtype_is_that_of_the_computation(called):
+    assert main(["train", "toyworld", "--dtype", "bfloat16"]) == 0
+    objective = called[0][0].objective
+    assert (objective.dit.dtype, objective.text.dtype) == ("bfloat16", "bfloat16")
+    assert main(["train", "finetune_folder", "--dtype", "bfloat16"]) == 2
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("train toyworlds", "toyworld"),
+        ("train toyworld --stepz 5", "Did you mean steps"),
+        ("train toyworld --optimizer.learning_rate 1", "unknown field"),
+        ("train toyworld --steps many", "a whole number"),
+        ("train toyworld --objective.dit 5", "a group of fields"),
+    ],
+)
+def test_bad_input_is_found_before_anything_runs(called, capsys, line, message):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+    assert not called
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dit_video.cli.generate.prepare_jax", lambda device: None)
+    (tmp_path / "file").write_text("")
+    assert main(["train", "toyworld", "--workdir", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
