@@ -233,7 +233,7 @@ class Trainer:
         self.bad_steps = 0
         totals = {"clips": 0.0, "flops": 0.0, "seconds": 0.0}
         try:
-            with Stop().listening() as stop, on(self.mesh):
+            with Stop().listening() as stop:
                 self.ahead = Ahead(self.stream, lambda batch: place(batch, self.mesh, self.rules))
                 while self.step < e.steps and stop.wish is None:
                     batch, data = self.ahead.next()
@@ -241,8 +241,10 @@ class Trainer:
                     shape = (jax.tree.structure(batch), shape)
                     start = time.perf_counter()
                     flops = self._flops(shape, batch)
-                    halves = self.gradients_fn(self.state.params, self.state.step, batch, self.key)
-                    self.state, metrics = self.update_fn(self.state, *halves)
+                    # In force for these alone: streams and samples compute on a device of their own.
+                    with on(self.mesh):
+                        halves = self.gradients_fn(self.state.params, self.state.step, batch, self.key)
+                        self.state, metrics = self.update_fn(self.state, *halves)
                     self.step, self.data = self.step + 1, data
                     self.late.add(self.step, metrics)
                     if shape in seen:
@@ -327,7 +329,8 @@ class Trainer:
         values = {}
         for decay, params in zip(self.experiment.ema, self.state.ema, strict=True):
             keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]
-            losses = [self.measure_fn(params, b, k) for b, k in zip(self.held_out, keys, strict=True)]
+            with on(self.mesh):
+                losses = [self.measure_fn(params, b, k) for b, k in zip(self.held_out, keys, strict=True)]
             values[f"held_out/{decay:g}"] = float(np.mean(jax.device_get(losses)))
         return {"held_out": values[f"held_out/{max(self.experiment.ema):g}"], **values}
 
