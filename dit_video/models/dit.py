@@ -23,7 +23,7 @@ from dit_video.nn.embeddings import gelu_tanh, per_token, sinusoid
 from dit_video.nn.linear import SAVED, linear_dot, matmul
 from dit_video.nn.norms import layer_norm, rms_norm
 from dit_video.nn.patches import grid_of, patchify, unpatchify
-from dit_video.nn.rotary import Rotary, frame_positions, grid_positions, halves, rotary, rotate
+from dit_video.nn.rotary import Rotary, Stretch, frame_positions, grid_positions, halves, rotary, rotate
 
 TIME_SCALE = 1000.0  # the model wants time in 0..1000, everything else counts it in 0..1
 MASKED = -1e30
@@ -52,6 +52,7 @@ class DiTConfig:
     eps: float = 1e-6
     cross_attn_norm: bool = True
     rope_theta: float = 1e4
+    stretch: Stretch | None = None  # of time's positions, for clips longer than those of training
     dtype: str = "float32"  # of activations and matrix products; weights, norms and time are float32
     remat: str = "none"  # what backward computes again: none | block (everything) | dots (all but matrix products)
     attention: str = "xla"  # xla | chunked
@@ -269,7 +270,7 @@ class DiT(nnx.Module):
             tokens = jnp.concatenate([tokens, known.astype(tokens.dtype)], 1)
             where = jnp.broadcast_to(where, (B, L, 3))
             where = jnp.concatenate([where, frame_positions(extra.position, grid[1:])], 1)
-        positions = rotary(where, cfg.head_dim, cfg.rope_theta)
+        positions = rotary(where, cfg.head_dim, cfg.rope_theta, cfg.stretch)
 
         values, index = self.times(time, grid, frames)
         embedded = self.time_out(nnx.silu(self.time_in(sinusoid(values * TIME_SCALE, cfg.freq_dim))))

@@ -6,11 +6,14 @@ as queries and keys share it, so pairs are brought into two halves by reordering
 rotation of activations is made of contiguous pieces.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from dit_video.core.errors import BadInput
 
 
 class Rotary(NamedTuple):
@@ -41,8 +44,53 @@ def frame_positions(position: Float[Array, "B E"], grid: tuple[int, int]) -> Flo
     return jnp.concatenate([time[..., None].astype(jnp.float32), plane], -1).reshape(B, -1, 3)
 
 
-def rotary(positions: Float[Array, "b L 3"], head_dim: int, theta: float = 1e4) -> Rotary:
-    """Angles of tokens, in float32 and yet within 1e-6 of float64 for positions k/4 up to 1024.
+def frequencies(dim: int, theta: float) -> Float[np.ndarray, "half"]:
+    """theta^(-2i/dim), radians a position, float64."""
+    return float(theta) ** -(np.arange(0, dim, 2, dtype=np.float64) / max(dim, 1))
+
+
+def riflex(f: Float[np.ndarray, "half"], trained: int, slots: int) -> Float[np.ndarray, "half"]:
+    """RIFLEx (Zhao et al. 2025, arXiv 2502.15894): the frequency that makes a model repeat itself, whose period
+    is nearest to the trained length, is lowered until 0.9 of its period is the new length. The others stay."""
+    k = int(np.argmin(np.abs(2 * np.pi / f - trained)))
+    f = f.copy()
+    f[k] = min(f[k], 0.9 * 2 * np.pi / slots)
+    return f
+
+
+def ntk(f: Float[np.ndarray, "half"], trained: int, slots: int) -> Float[np.ndarray, "half"]:
+    """NTK-aware scaling (as in Peng et al. 2023, arXiv 2309.00071, 3.1): theta grows by s^(d/(d-2)), s = slots / trained,
+    so that the lowest frequency is divided by s and the highest one stays."""
+    i = np.arange(len(f))
+    return f * (slots / trained) ** -(i / max(len(f) - 1, 1))
+
+
+METHODS = {"riflex": riflex, "ntk": ntk}
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """How time's frequencies change for a clip of `slots` latent frames, more than the `trained` ones."""
+
+    method: Literal["riflex", "ntk"]
+    trained: int
+    slots: int
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise BadInput(f"rotary method {self.method!r} is unknown. Use {' or '.join(METHODS)}.")
+        if not 1 <= self.trained <= self.slots:
+            raise BadInput(f"rotary: {self.slots} latent frames are no more than the {self.trained} of training.")
+
+    def __call__(self, f: Float[np.ndarray, "half"]) -> Float[np.ndarray, "half"]:
+        return METHODS[self.method](f, self.trained, self.slots)
+
+
+def rotary(
+    positions: Float[Array, "b L 3"], head_dim: int, theta: float = 1e4, stretch: Stretch | None = None
+) -> Rotary:
+    """Angles of tokens, time's frequencies changed by `stretch`; in float32 and yet within 1e-6 of float64 for positions
+    k/4 up to 1024.
 
     A product of float32 numbers near 1024 is wrong by 6e-5 rad. So angles are counted in turns, the frequency is split
     into 12 leading bits, whose product with such a position is exact, and a small rest, and whole turns are dropped
@@ -50,7 +98,8 @@ def rotary(positions: Float[Array, "b L 3"], head_dim: int, theta: float = 1e4) 
     """
     high, low, axis = [], [], []
     for n, dim in enumerate(split(head_dim)):
-        turns = float(theta) ** -(np.arange(0, dim, 2, dtype=np.float64) / max(dim, 1)) / (2 * np.pi)
+        radians = frequencies(dim, theta)
+        turns = (stretch(radians) if stretch and n == 0 and dim else radians) / (2 * np.pi)
         mantissa, exponent = np.frexp(turns)
         coarse = np.ldexp(np.round(mantissa * 2**12) / 2**12, exponent)
         high.append(coarse)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_video.nn.rotary import frame_positions, grid_positions, halves, rotary, rotate, split
+from dit_video.core.errors import BadInput
+from dit_video.nn.rotary import Stretch, frame_positions, frequencies, grid_positions, halves, rotary, rotate, split
 
 
 def angles(positions, dim, theta=1e4):
@@ -69,3 +70,40 @@ def test_only_distances_matter():
         jnp.einsum("blnk,bsnk->bnls", rotate(q, rotary(p + d, 12)), rotate(k, rotary(p + d, 12))) for d in (0.0, 5.25)
     ]
     np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def test_riflex_lowers_the_one_frequency_that_repeats():
+    """Wan's 44 numbers of time: a model of 21 slots repeats with the component whose period is nearest to 21."""
+    f = frequencies(44, 1e4)
+    got = Stretch("riflex", 21, 42)(f)
+    (changed,) = np.flatnonzero(got != f)
+    assert changed == np.argmin(np.abs(2 * np.pi / f - 21))
+    assert 2 * np.pi / got[changed] == pytest.approx(42 / 0.9)
+
+
+def test_ntk_keeps_the_highest_and_divides_the_lowest_frequency():
+    f = frequencies(44, 1e4)
+    got = Stretch("ntk", 21, 84)(f)
+    assert got[0] == f[0]
+    assert got[-1] == pytest.approx(f[-1] / 4)
+    assert (np.diff(got / f) < 0).all()
+    # the same as a larger theta
+    np.testing.assert_allclose(got, frequencies(44, 1e4 * 4 ** (44 / 42)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["riflex", "ntk"])
+def test_stretching_turns_time_alone(method):
+    p = jnp.asarray([[[3.0, 2.0, 1.0], [7.0, 5.0, 4.0]]])
+    plain, changed = rotary(p, 32), rotary(p, 32, 1e4, Stretch(method, 9, 36))
+    time = split(32)[0] // 2
+    assert np.abs(plain.cos - changed.cos)[..., :time].max() > 0.01
+    np.testing.assert_array_equal(plain.cos[..., time:], changed.cos[..., time:])
+    same = rotary(p, 32, 1e4, Stretch("ntk", 9, 9))
+    np.testing.assert_array_equal(plain.sin, same.sin)
+
+
+def test_a_stretch_that_cannot_be_is_told():
+    with pytest.raises(BadInput, match="riflex or ntk"):
+        Stretch("yarn", 9, 18)
+    with pytest.raises(BadInput, match="no more than the 9"):
+        Stretch("ntk", 9, 5)
