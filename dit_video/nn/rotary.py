@@ -59,8 +59,8 @@ def riflex(f: Float[np.ndarray, "half"], trained: int, slots: int) -> Float[np.n
 
 
 def ntk(f: Float[np.ndarray, "half"], trained: int, slots: int) -> Float[np.ndarray, "half"]:
-    """NTK-aware scaling (as in Peng et al. 2023, arXiv 2309.00071, 3.1): theta grows by s^(d/(d-2)), s = slots / trained,
-    so that the lowest frequency is divided by s and the highest one stays."""
+    """NTK-aware scaling (as in Peng et al. 2023, arXiv 2309.00071, 3.1): theta grows by s^(d/(d-2)), s = slots /
+    trained, so that the lowest frequency is divided by s and the highest one stays."""
     i = np.arange(len(f))
     return f * (slots / trained) ** -(i / max(len(f) - 1, 1))
 
@@ -89,10 +89,10 @@ class Stretch:
 def rotary(
     positions: Float[Array, "b L 3"], head_dim: int, theta: float = 1e4, stretch: Stretch | None = None
 ) -> Rotary:
-    """Angles of tokens, time's frequencies changed by `stretch`; in float32 and yet within 1e-6 of float64 for positions
-    k/4 up to 1024.
+    """Angles of tokens, time's frequencies changed by `stretch`.
 
-    A product of float32 numbers near 1024 is wrong by 6e-5 rad. So angles are counted in turns, the frequency is split
+    In float32 and yet within 1e-6 of float64 for positions k/4 up to 1024: a product of float32 numbers near 1024 is
+    wrong by 6e-5 rad. So angles are counted in turns, the frequency is split
     into 12 leading bits, whose product with such a position is exact, and a small rest, and whole turns are dropped
     before the sine is taken.
     """
