@@ -1,33 +1,33 @@
 """What is seen in a clip. The toyworld's renderer, backwards: frames in, the words and numbers of a scene out.
 
 It knows the world (the lists and constants of `dit_video.data.toyworld`) and nothing of the prompt. Background and
-light come first (`ground`); what does not have the background's colours is an object; objects have different colours,
-so a colour is an object, in one piece, in every frame; its outline gives the shape (`outline`), its way the motion
-(`path`).
+light come first (`ground`); what does not have the background's colours is an object (`segment`); its outline gives the
+shape (`outline`), its way the motion (`path`).
 What cannot be read so is not guessed: the reading says why, and the score counts it as wrong.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from scipy import ndimage
 
 from dit_video.core.errors import BadInput
 from dit_video.data.toyworld import scene as words
 from dit_video.evals import ground as grounds
 from dit_video.evals import outline, path
 from dit_video.evals.ground import Ground
+from dit_video.evals.segment import AGREE, Silhouettes, segment, silhouettes
 
-_CELLS = 40  # of the colour table, per unit of daylight
-_DEPTH = int(1.25 * _CELLS) + 1
-_CONTRAST = 0.13  # from the background's colours, in daylight: below it a pixel is background whatever else
-_FAINT = 0.035  # the same beside what is certainly no background
-_SMALLEST = 0.0036  # m^2: nothing smaller is an object; this is a small star that has shrunk
-_SURE = 0.15  # from what an object's colour can be: nearer pixels are not a blur of it with something else
-_THIN = 0.35  # opacity that an object must reach somewhere in each frame
-_AGREE = 0.8  # share of the frames in which shape and colour must be the same
+FAULTS = {  # why a clip cannot be read
+    "ground": "no background of this world",
+    "nothing": "no object",
+    "colours": "more than two colours, or none of this world",
+    "recolours": "an object changes its colour",
+    "vanishes": "an object is not there all the time",
+    "splits": "an object is in pieces",
+    "shapeless": "an object has no shape of this world",
+    "morphs": "an object changes its shape",
+}
 _WHOLE = 0.015  # relative squared error of an outline below which nothing of it is missing
 _BLOB = 0.16  # relative squared error of an outline above which it is no shape
 
@@ -38,8 +38,10 @@ class Object:
     units of m = min(height, width) from the upper left corner, in the world (the camera's way is taken off), areas in
     m^2, angles in radians clockwise from upright, up to the shape's own repeats.
 
-    shape_share: part of the frames in which the shape is the clip's. outline_error: median over frames of the
-    relative squared error of the silhouette. rate, path_error: of `path.Motion`.
+    tone: mean colour in daylight, nan where it is not seen. whole: there and in one piece, or cut off by the frame or
+    the other object. shape_share, colour_share: part of the frames in which shape and colour are the clip's.
+    outline_error: median over frames of the relative squared error of the silhouette. rate, path_error, jitter: of
+    `path.Motion`.
     """
 
     colour: str
@@ -56,17 +58,21 @@ class Object:
     radius: Float[np.ndarray, "T"] = field(repr=False)
     angle: Float[np.ndarray, "T"] = field(repr=False)
     seen: Bool[np.ndarray, "T"] = field(repr=False)
+    whole: Bool[np.ndarray, "T"] = field(repr=False)
+    tone: Float[np.ndarray, "T 3"] = field(repr=False)
     shape_share: float = 0.0
+    colour_share: float = 1.0
     outline_error: float = 0.0
     path_error: float = 0.0
+    jitter: float = np.nan
 
 
 @dataclass(frozen=True)
 class Reading:
-    """All that is seen in a clip. `readable` is False, with the reason, if it is no scene of this world: no background,
-    no object or more than two, one that vanishes, splits or has no shape."""
+    """All that is seen in a clip. If it is no scene of this world, it is not `readable`, `faults` (of FAULTS) say what
+    is wrong, and `reason` says it in a sentence."""
 
-    readable: bool
+    faults: tuple[str, ...]
     reason: str
     objects: tuple[Object, ...]
     background: str
@@ -76,23 +82,12 @@ class Reading:
     pattern_match: float = 0.0
 
     @property
+    def readable(self) -> bool:
+        return not self.faults
+
+    @property
     def count(self) -> str:
         return {1: "one", 2: "two"}.get(len(self.objects), "unclear")
-
-
-@lru_cache
-def _colour_table() -> Float[np.ndarray, "D D D N"]:
-    """Distance of every colour of daylight to what each object's colour can be, shaded or in its highlight."""
-    shades = [(s, h) for s in np.linspace(0.62, 1.1, 9) for h in ((0.0,) if s < 0.95 else (0.0, 0.1, 0.2, 0.3))]
-    axis = np.arange(_DEPTH) / _CELLS
-    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    table = []
-    for rgb in words.RGB.values():
-        own = np.minimum(np.array(rgb) * np.array([s for s, _ in shades])[:, None], 1)
-        own = own + (1 - own) * np.array([h for _, h in shades])[:, None]
-        square = (grid**2).sum(-1)[:, None] - 2 * grid @ own.T + (own**2).sum(-1)
-        table.append(np.sqrt(np.maximum(square, 0).min(-1)))
-    return np.float32(np.stack(table, -1)).reshape(_DEPTH, _DEPTH, _DEPTH, -1)
 
 
 def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Reading:
@@ -103,205 +98,55 @@ def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float = words.FPS) -> Rea
     pixels = frames.astype(np.float32) / 255
     ground = grounds.find(pixels, fps)
 
-    def unreadable(reason: str, *objects: Object) -> Reading:
-        return Reading(False, reason, objects, ground.background, ground.light, ground.camera, ground.fit, ground.match)
+    def reading(faults: tuple[str, ...], reason: str, *objects: Object) -> Reading:
+        g = ground
+        return Reading(faults, reason, objects, g.background, g.light, g.camera, g.fit, g.match)
 
     if ground.fit < 0.25:
-        return unreadable("no background of this world")
+        return reading(("ground",), FAULTS["ground"])
     day = pixels / ground.exposure
     _, contrast = grounds.to_tones(day, ground.low, ground.high)
-    covers, colours, reason = _segment(day, contrast, np.stack([ground.low, ground.high]), ground.background)
-    if reason:
-        return unreadable(reason)
-    whole = np.max(covers, 0)
-    objects, reasons = [], []
-    for cover, colour in zip(covers, colours, strict=True):
-        others = np.max([c for c in covers if c is not cover], 0) if len(covers) > 1 else np.zeros_like(whole)
-        found, why = _follow(cover, others < 0.5, colour, ground, fps)
+    covers, colours, shares, fault, why = segment(day, contrast, np.stack([ground.low, ground.high]), ground.background)
+    if fault:
+        return reading((fault,), why)
+    objects, faults, reasons = [], [], []
+    for i, (cover, colour, share) in enumerate(zip(covers, colours, shares, strict=True)):
+        hidden = covers[1 - i] >= 0.5 if len(covers) > 1 else np.zeros(cover.shape, bool)
+        found, fault, why = _follow(cover, ~hidden, colour, ground, fps)
         if found:
-            objects.append(found)
-        if why:
+            objects.append(replace(found, colour_share=share, tone=_tone(day, cover, found.seen)))
+        if fault:
+            faults.append(fault)
             reasons.append(f"the {colour} object {why}")
-    if reasons:
-        return unreadable("; ".join(reasons), *objects)
-    return Reading(True, "", tuple(objects), ground.background, ground.light, ground.camera, ground.fit, ground.match)
+    return reading(tuple(faults), "; ".join(reasons), *objects)
 
 
-_PLANE = np.zeros((3, 3, 3), bool)  # neighbours within a frame
-_PLANE[1] = True
+def _tone(day: np.ndarray, cover: np.ndarray, seen: np.ndarray) -> Float[np.ndarray, "T 3"]:
+    """Mean colour of what is surely the object."""
+    weight = np.where(cover > 0.7, cover, 0.0)
+    total = weight.sum((1, 2))
+    mean = np.einsum("thw,thwc->tc", weight, day) / np.maximum(total, 1e-6)[:, None]
+    return np.where((seen & (total > 0))[:, None], mean, np.nan)
 
 
-def _dilated(mask: Bool[np.ndarray, "T H W"], times: int = 1) -> Bool[np.ndarray, "T H W"]:
-    """Pixels of the mask and their four neighbours in the frame."""
-    for _ in range(times):
-        out = mask.copy()
-        for axis in (1, 2):
-            a, b = np.moveaxis(out, axis, 0), np.moveaxis(mask, axis, 0)
-            a[1:] |= b[:-1]
-            a[:-1] |= b[1:]
-        mask = out
-    return mask
-
-
-def _neighbours(mask: Bool[np.ndarray, "T H W"]) -> np.ndarray:
-    """How many of the four neighbours in the frame are in the mask."""
-    out = np.zeros(mask.shape, np.int8)
-    out[:, 1:] += mask[:, :-1]
-    out[:, :-1] += mask[:, 1:]
-    out[:, :, 1:] += mask[:, :, :-1]
-    out[:, :, :-1] += mask[:, :, 1:]
-    return out
-
-
-def _segment(
-    day: np.ndarray, contrast: np.ndarray, tones: np.ndarray, not_colour: str = ""
-) -> tuple[list[np.ndarray], list[str], str]:
-    """Opacity (T, H, W) of each object and its colour; or, third, why there are none."""
-    count, height, width, _ = day.shape
-    m2 = float(min(height, width)) ** 2
-    least = max(_SMALLEST * m2, 3.0)
-    inside = contrast > _CONTRAST
-    if inside.sum() < least * count * 0.5:
-        return [], [], "no object"
-    inside = _dilated(inside & (_neighbours(inside) >= 2), 3) & (contrast > _FAINT)  # with the soft skirts of objects
-    t, y, x = np.nonzero(inside)
-    distances = _colour_table()[_cells(day[t, y, x])]
-    votes, off = distances.argmin(-1), distances.min(-1)
-    seeds: dict[int, np.ndarray] = {}  # the pixels that are sure to have a colour
-    for i in np.argsort(-np.bincount(votes, minlength=len(words.COLOURS))):
-        mine = (votes == i) & (off < _SURE) & (contrast[t, y, x] > _CONTRAST)
-        if mine.sum() < 0.1 * least * count or words.COLOURS[i] == not_colour:
-            continue
-        mine[mine] = ~_mixed(day[t, y, x][mine], tones, list(seeds))
-        sure = np.zeros(day.shape[:3], bool)
-        sure[t[mine], y[mine], x[mine]] = True
-        sure &= _neighbours(sure) >= 2  # noise has none
-        apart = sure & ~_dilated(np.any(list(seeds.values()), 0), 2) if seeds else sure  # not a rim of another
-        if (apart.sum((1, 2)) > 0.3 * least).mean() > 0.35:
-            seeds[int(i)] = sure
-    names = list(seeds)
-    if not names:
-        return [], [], "no object has a colour of this world"
-    if len(names) > 2:
-        return [], [], f"{len(names)} colours: " + ", ".join(words.COLOURS[i] for i in names)
-    covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
-    lasting = [(cover > 0.5).sum((1, 2)) > 0.6 * least for cover in covers]
-    if len(names) == 2 and min(each.mean() for each in lasting) < 0.5:
-        names = [names[int(np.argmax([each.mean() for each in lasting]))]]  # the other is a flaw of a few frames
-        covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
-    for i, cover in zip(names, covers, strict=True):
-        sure = (cover[t, y, x] > 0.4) & (off < _SURE)
-        foreign = sure & (votes != i)
-        foreign[foreign] = ~_mixed(day[t, y, x][foreign], tones, [i])
-        own, other = (np.bincount(t[each], minlength=count) for each in (sure & (votes == i), foreign))
-        if (own >= other).mean() < _AGREE:
-            return [], [], f"the {words.COLOURS[i]} object changes its colour"
-    return covers, [words.COLOURS[i] for i in names], ""
-
-
-def _shared(names, seeds, day, contrast, tones, places, distances) -> list[np.ndarray]:
-    """Opacity of the objects of one or two colours, each pixel given to one of them."""
-    t, y, x = places
-    whose = np.zeros(len(t), int)
-    if len(names) == 2:
-        # the soft rim between two colours can look like a third: it belongs to whichever sure pixel is nearest
-        first, second = seeds[names[0]], seeds[names[1]]
-        back = first.copy()
-        first[first] = ~_mixed(day[first], tones, names[1:])
-        if not first.any():
-            first = back
-        _, where = ndimage.distance_transform_edt(~(first | second), sampling=(1e3, 1, 1), return_indices=True)
-        whose = second[tuple(where[:, t, y, x])].astype(int)
-    covers = []
-    for k, i in enumerate(names):
-        mine = whose == k
-        cover = np.zeros(day.shape[:3], np.float32)
-        away = contrast[t, y, x][mine]
-        cover[t[mine], y[mine], x[mine]] = away / (away + distances[mine, i])
-        covers.append(cover)
-    return covers
-
-
-def _cells(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices into the colour table."""
-    cell = np.clip(np.rint(pixels * _CELLS), 0, _DEPTH - 1).astype(int)
-    return cell[..., 0], cell[..., 1], cell[..., 2]
-
-
-def _mixed(pixels: np.ndarray, tones: np.ndarray, colours: list[int]) -> np.ndarray:
-    """Of pixels (N, 3), those that can be a blur of an object of one of the colours with the background, or with the
-    object of the other."""
-    off = np.full(len(pixels), np.inf)
-    rgb = [np.array(words.RGB[words.COLOURS[i]]) for i in colours]
-    for k, own in enumerate(rgb):
-        for back in (tones[0] * grounds.SHADOW, *tones, *rgb[:k]):
-            for shaded in (0.75 * own, 0.92 * own, own + 0.25 * (1 - own)):
-                _, distance = grounds.nearest_on(pixels - back, shaded - back)
-                off = np.minimum(off, distance)
-    return off < 0.12
-
-
-@dataclass
-class _Silhouettes:
-    """Of one object in every frame, in pixels; `cut_off`: by the frame's edge or by the other object."""
-
-    cover: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    area: np.ndarray
-    there: np.ndarray
-    cut_off: np.ndarray
-    pieces: np.ndarray  # share of the area outside of the largest piece
-
-
-def _silhouettes(cover: np.ndarray, free: np.ndarray) -> _Silhouettes:
-    count, height, width = cover.shape
-    # half of what it is at its strongest: a generator may leave an object thin in some frames
-    strongest = cover.reshape(count, -1).max(1)[:, None, None]
-    inside = cover > np.where(strongest > _THIN, 0.5 * strongest, 0.5)
-    labels, total = ndimage.label(inside, _PLANE)
-    sizes = np.bincount(labels.ravel(), minlength=total + 1)
-    highest = np.maximum.accumulate(labels.reshape(count, -1).max(1))  # labels are given frame by frame
-    frame_of = np.searchsorted(highest, np.arange(total + 1))
-    frame_of[0] = -1
-    keep = np.zeros(total + 1, bool)
-    pieces, hidden = np.zeros(count), np.zeros(count, bool)
-    blocked = _dilated(~free, 2)
-    for t in range(count):
-        own = np.flatnonzero(frame_of == t)
-        if not len(own):
-            continue
-        hidden[t] = (blocked[t] & inside[t]).any()
-        largest = own[sizes[own].argmax()]
-        pieces[t] = 1 - sizes[largest] / sizes[own].sum()
-        keep[own if hidden[t] else largest] = True
-    chosen = _dilated(keep[labels], 3)
-    cover = np.where(chosen, cover, 0)
-    area = cover.sum((1, 2))
-    total_area = np.maximum(area, 1e-6)
-    x = (cover.sum(1) @ (np.arange(width) + 0.5)) / total_area
-    y = (cover.sum(2) @ (np.arange(height) + 0.5)) / total_area
-    edge = np.stack([cover[:, 0].max(-1), cover[:, -1].max(-1), cover[:, :, 0].max(-1), cover[:, :, -1].max(-1)]).max(0)
-    there = area > 0.5 * _SMALLEST * min(height, width) ** 2
-    return _Silhouettes(cover, x, y, area, there, (edge > 0.4) | hidden, np.where(hidden, 0, pieces))
-
-
-def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fps: float) -> tuple[Object | None, str]:
-    """One object over time, or what is wrong with it."""
+def _follow(
+    cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fps: float
+) -> tuple[Object | None, str, str]:
+    """One object over time; and its fault, and that in words, if it has one."""
     count, height, width = cover.shape
     m = float(min(height, width))
-    s = _silhouettes(cover, free)
+    s = silhouettes(cover, free)
     if not s.there.any():
-        return None, "is not there"
+        return None, "vanishes", "is not there"
     gone = np.flatnonzero(~s.there)
     for t in gone:
         before, after = np.flatnonzero(s.there[:t]), np.flatnonzero(s.there[t:])
         if not ((len(before) and s.cut_off[before[-1]]) or (len(after) and s.cut_off[t + after[0]])):
-            return None, f"vanishes in frame {t}"
+            return None, "vanishes", f"vanishes in frame {t}"
     if len(gone) > max(2, 0.2 * count) and ground.camera == "static" and free.all():
-        return None, f"is gone in {len(gone)} of {count} frames"
+        return None, "vanishes", f"is gone in {len(gone)} of {count} frames"
     if (s.pieces > 0.2).sum() > 0.15 * count:
-        return None, f"is in pieces in {(s.pieces > 0.2).sum()} of {count} frames"
+        return None, "splits", f"is in pieces in {(s.pieces > 0.2).sum()} of {count} frames"
     x, y, radius = s.x.copy(), s.y.copy(), np.sqrt(np.maximum(s.area, 1.0) / np.pi)
     visible = free.astype(np.float32)
     outlines = outline.compare(s.cover, visible, x, y, radius)
@@ -338,7 +183,7 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
         size[rest], angle[rest] = completed.radius[:, 0], completed.angle[:, 0]
         seen[rest] = completed.error[:, 0] < 2 * _BLOB
     if not seen.any():
-        return None, "cannot be made out"
+        return None, "shapeless", "cannot be made out"
     track = np.stack([(x - width / 2) / ground.zoom + ground.right + width / 2,
                       (y - height / 2) / ground.zoom + ground.down + height / 2], -1) / m  # fmt: skip
     size = size / ground.zoom / m
@@ -350,17 +195,18 @@ def _follow(cover: np.ndarray, free: np.ndarray, colour: str, ground: Ground, fp
     first = size[seen][0] if motion.kind in ("grows", "shrinks") else np.median(size[seen])
     found = Object(
         colour, name, path.nearest(float(first), words.RADIUS), motion.kind, motion.direction, motion.speed,
-        motion.turn, motion.edge, motion.rate, track, s.area / m**2, size, angle, seen, share, middle, motion.error,
+        motion.turn, motion.edge, motion.rate, track, s.area / m**2, size, angle, seen,
+        (s.pieces <= 0.2) | s.cut_off, np.zeros((count, 3)), share, 1.0, middle, motion.error, motion.jitter,
     )  # fmt: skip
     if middle > _BLOB:
-        return replace(found, shape="unclear"), "has no shape"
-    if share < _AGREE:
-        return replace(found, shape="unclear"), "changes its shape"
-    return found, ""
+        return replace(found, shape="unclear"), "shapeless", "has no shape"
+    if share < AGREE:
+        return replace(found, shape="unclear"), "morphs", "changes its shape"
+    return found, "", ""
 
 
 def _sought(
-    s: _Silhouettes,
+    s: Silhouettes,
     visible: np.ndarray,
     rows: np.ndarray,
     disk: np.ndarray,

@@ -3,7 +3,7 @@
 Lengths are in units of m = min(height, width), times in seconds, angles in radians.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,7 +16,10 @@ _LIMIT = 2.5  # rms of all that in standard deviations; a path that is worse tha
 _CAP = 16.0  # squared deviation of one frame, at most: a few bad frames do not spoil a path
 _BETTER = 0.65  # and a motion must leave at most this much of what standing still leaves
 _STILL = 1.15  # standing still is believed unless a motion is this much better
+# Where speeds and periods are sought first; then more finely around the best.
 _SPEEDS = np.geomspace(0.045, 0.95, 34)
+_HOPS, _ORBITS = np.geomspace(0.32, 2.6, 44), np.geomspace(0.7, 5.0, 48)
+_FINE, _PHASES = np.geomspace(0.92, 1.08, 17), 24
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Motion:
-    """What was found; `kind` is "unclear" if no closed form fits. `error`: of the fit, in standard deviations."""
+    """What was found; `kind` is "unclear" if no closed form fits. `error`: of the fit, in standard deviations.
+    `jitter`: root mean square distance of the places from the closed form, nan if there is none."""
 
     kind: str
     direction: str = ""
@@ -49,6 +53,7 @@ class Motion:
     edge: str = ""
     rate: float = 0.0  # in the unit of the words' own table: m/s, seconds of a period, of a time constant, rad/s
     error: float = np.inf
+    jitter: float = np.nan
 
 
 def nearest(value: float, table: dict[str, float]) -> str:
@@ -94,13 +99,15 @@ def _along(s: Sighting, weight: np.ndarray, axis: int, speeds: np.ndarray, wrap:
     return np.where(ahead | wrap, _cost(place - where, weight, _PLACE), np.inf)
 
 
-def _line(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
-    """Straight on, off the walls or through them, in any direction at any speed."""
+def _line(s: Sighting, weight: np.ndarray, among: np.ndarray = _SPEEDS) -> tuple[float, Motion]:
+    """Straight on, off the walls or through them, in any direction at any of the speeds."""
     best = (np.inf, Motion("moves"))
     here = [_stays(place, weight, _PLACE) for place in (s.x, s.y)]
     signs, slants = np.array([1, -1])[:, None, None], np.array([1, 0.5**0.5])[:, None]
     for edge in words.EDGES:
-        speeds = _SPEEDS if edge == "bounce" else _SPEEDS[_SPEEDS > 0.25]
+        speeds = among if edge == "bounce" else among[among > 0.25]
+        if not len(speeds):
+            continue
         each = (signs * slants * speeds).ravel()
         costs = [_along(s, weight, axis, each, edge == "wrap").reshape(2, 2, -1) for axis in (0, 1)]
         for direction, unit in words.UNIT.items():
@@ -124,9 +131,11 @@ def _regress(target: np.ndarray, basis: np.ndarray, weight: np.ndarray) -> tuple
     return _cost((basis @ solution[..., None])[..., 0] - target, weight, _PLACE), solution
 
 
-def _hops(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
+def _hops(
+    s: Sighting, weight: np.ndarray, periods: np.ndarray = _HOPS, phase_count: int = _PHASES
+) -> tuple[float, Motion]:
     """Parabolas on the floor, straight up and down."""
-    periods, phases = np.geomspace(0.32, 2.6, 44), np.arange(24) / 24
+    phases = np.arange(phase_count) / phase_count
     u = (s.times / periods[:, None, None] + phases[:, None]) % 1.0
     height = 4 * u * (1 - u)
     cost, solution = _regress(s.y, np.stack([np.ones_like(height), -height], -1), weight)
@@ -137,8 +146,7 @@ def _hops(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
     return float(cost[i]), Motion("bounces", "", nearest(rate, words.HOP_PERIOD), "", "", rate)
 
 
-def _orbit(s: Sighting, weight: np.ndarray) -> tuple[float, Motion]:
-    periods = np.geomspace(0.7, 5.0, 48)
+def _orbit(s: Sighting, weight: np.ndarray, periods: np.ndarray = _ORBITS) -> tuple[float, Motion]:
     best = (np.inf, Motion("circles"))
     place, both = np.concatenate([s.x, s.y]), np.concatenate([weight, weight])
     for turn, sign in (("clockwise", 1), ("counterclockwise", -1)):
@@ -195,17 +203,31 @@ def fit(s: Sighting) -> Motion:
     here = sum(_stays(place, weight, _PLACE) for place in (s.x, s.y))
     same = _stays(np.log(s.radius), weight, _SIZE)
     staying, turning, spin = _turning(s, weight)
-    candidates = [(here + same + staying, Motion("still"))]
-    candidates += [
-        (cost + same + staying, found) for cost, found in (each(s, weight) for each in (_line, _hops, _orbit))
-    ]
+    candidates = [(here + same + staying, here, Motion("still"))]
+    for cost, found in (each(s, weight) for each in (_line, _hops, _orbit)):
+        candidates.append((cost + same + staying, cost, found))
     cost, found = _growth(s, weight)
-    candidates += [(here + cost + staying, found), (here + same + turning, spin)]
-    scores = [np.sqrt(cost / weight.sum()) for cost, _ in candidates]
+    candidates += [(here + cost + staying, here, found), (here + same + turning, here, spin)]
+    scores = [np.sqrt(cost / weight.sum()) for cost, _, _ in candidates]
     best = int(np.argmin(scores))
     if scores[0] < 0.5 or scores[0] < _STILL * scores[best]:
         best = 0
     if scores[best] > min(_LIMIT, _BETTER * scores[0] if best else np.inf):
         return Motion("unclear", error=float(scores[best]))
-    found = candidates[best][1]
-    return Motion(found.kind, found.direction, found.speed, found.turn, found.edge, found.rate, float(scores[best]))
+    _, place, found = candidates[best]
+    place, found = _finer(s, weight, place, found)
+    return replace(found, error=float(scores[best]), jitter=float(_PLACE * np.sqrt(place / weight.sum())))
+
+
+def _finer(s: Sighting, weight: np.ndarray, cost: float, found: Motion) -> tuple[float, Motion]:
+    """The same kind of motion with its rate, and its cost of place, sought on a grid as fine as the track is exact."""
+    rates = found.rate * _FINE
+    if found.kind == "moves":
+        finer = _line(s, weight, rates)
+    elif found.kind == "bounces":
+        finer = _hops(s, weight, rates, 4 * _PHASES)
+    elif found.kind == "circles":
+        finer = _orbit(s, weight, rates)
+    else:
+        return cost, found
+    return finer if finer[0] < cost else (cost, found)

@@ -56,7 +56,7 @@ def test_shuffled_prompts_are_at_chance(asked, readings):
 
 
 def test_unreadable_is_wrong_in_everything(asked):
-    blank = Reading(False, "no object", (), "black", "day", "static")
+    blank = Reading(("nothing",), "no object", (), "black", "day", "static")
     marks = mark(blank, asked[0])
     assert not any(right for each in marks.values() for _, right in each)
 
