@@ -125,7 +125,7 @@ def resolve(
         num_inference_steps=defaults.steps if num_inference_steps is None else num_inference_steps,
         guidance_scale=float(defaults.guidance if guidance_scale is None else guidance_scale),
         solver=solver or defaults.solver,
-        shift=_positive("shift", shift if shift is not None else model.scheduler.get("flow_shift", 1.0)),
+        shift=_positive("shift", native_shift(model) if shift is None else shift),
         seed=draw_seed() if seed is None else check_seed(int(seed)),
         image=picture,
         image_from=source,
@@ -139,6 +139,12 @@ def resolve(
     check_length(model, (*prompts, request.negative_prompt), notes)
     object.__setattr__(request, "notes", tuple(notes))
     return request
+
+
+def native_shift(model: "Model") -> float:
+    """The shift of the flow that a model wants: its own, or what its scheduler's config says."""
+    stored = model.scheduler.get("flow_shift", model.scheduler.get("shift", 1.0))
+    return stored if model.defaults.shift is None else model.defaults.shift
 
 
 def _positive(name: str, value: float) -> float:

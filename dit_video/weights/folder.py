@@ -1,42 +1,63 @@
-"""A model on disk: the folder that diffusers' `WanPipeline` opens, with checksums of every file.
+"""A model on disk: the folder that diffusers' pipelines of the Wan family open, with checksums of every file.
 
-    model_index.json  manifest.json  transformer/  vae/  text_encoder/  tokenizer/  scheduler/
+    model_index.json  manifest.json  scheduler/  tokenizer/  text_encoder/  vae/  transformer/
+    [transformer_2/]  [image_encoder/  image_processor/]
 
 What diffusers has no place for stands under `_dit_video` in model_index.json: the defaults of sampling, and the fields
 of our configs that are constants there.
+
+`open_model` checks every config and every tensor's name and shape and reads no weight; a weight is read when its array
+is asked for. `load_model` asks for all.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from dit_video.core.errors import BadInput, MissingError, NonFinite
+from dit_video.core.errors import BadInput, MissingError
 from dit_video.models.dit import DiTConfig
 from dit_video.models.text import TextConfig
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
 from dit_video.weights import names_dit, names_text, names_vae
-from dit_video.weights.model import Defaults, Model, check_finite, shapes
-from dit_video.weights.names import Table, flatten, load, to_foreign, unflatten
+from dit_video.weights.model import Defaults, Model, shapes, weight_dtype
+from dit_video.weights.names import Table, flatten, foreign, leaves, unflatten
+from dit_video.weights.released import SOLVERS, with_defaults
+from dit_video.weights.shards import DTYPES as STORED_DTYPES
+from dit_video.weights.shards import SHARD, Shards, write
 
 ON_BOARD = "board"  # the name of the weights that the package carries
 INDEX, MANIFEST = "model_index.json", "manifest.json"
+_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 # Part of a Model -> its folder and the file that other programs look for in it.
 PARTS = {
-    "dit": ("transformer", "diffusion_pytorch_model.safetensors"),
-    "vae": ("vae", "diffusion_pytorch_model.safetensors"),
-    "text": ("text_encoder", "model.safetensors"),
+    "dit": ("transformer", _DIFFUSERS),
+    "dit_2": ("transformer_2", _DIFFUSERS),
+    "vae": ("vae", _DIFFUSERS),
+    "text": ("text_encoder", _TRANSFORMERS),
+    "image": ("image_encoder", _TRANSFORMERS),
 }
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": jnp.bfloat16}
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline")
+# Part -> the classes of the reference that are read.
+CLASSES = {
+    "dit": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
+    "vae": ("AutoencoderKLWan",),
+    "text": ("UMT5EncoderModel",),
+    "image": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+}
+CLASSES["dit_2"] = CLASSES["dit"]
+DTYPES = {str(kind): kind for kind in STORED_DTYPES.values()}
 # The fields of DiTConfig that are constants in diffusers.
 DIT_CONSTANTS = ("text_len", "rope_theta")
 
@@ -48,11 +69,26 @@ def table(cfg: DiTConfig | VAEConfig | TextConfig) -> Table:
     return names_vae.VAE_NAMES if isinstance(cfg, VAEConfig) else names_text.TEXT
 
 
-def save_model(model: Model, path: str | Path, *, dtypes: Mapping[str, str] | None = None, force: bool = False) -> Path:
-    """Writes the folder, whole or not at all, and returns its path.
+def to_foreign_config(cfg: DiTConfig | VAEConfig | TextConfig) -> dict[str, Any]:
+    """What stands in a part's config.json."""
+    if isinstance(cfg, DiTConfig):
+        return names_dit.to_diffusers(cfg)
+    return names_vae.to_diffusers(cfg) if isinstance(cfg, VAEConfig) else names_text.to_transformers(cfg)
 
-    dtypes: stored dtype of "dit", "vae" and "text"; float32 where it says nothing. (Diffusers loads a text encoder in
-    the dtype that it is stored in and the others in float32: store the text encoder in float32.)
+
+def save_model(
+    model: Model,
+    path: str | Path,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    force: bool = False,
+    shard: int = SHARD,
+) -> Path:
+    """Writes the folder, whole or not at all, and returns its path. One tensor at a time is in memory beside the model,
+    whose arrays may be on the host, on devices, or still in the files of another folder.
+
+    dtypes: stored dtype of parts; an array keeps its own where it says nothing. (Diffusers loads a text encoder in the
+    dtype that it is stored in and the others in float32: store the text encoder in float32.) shard: bytes in a file.
     Raises `BadInput` when the folder is there already (`force` replaces a model, nothing else), `NonFinite` for weights
     that are not finite, or not in the stored dtype.
     """
@@ -69,7 +105,7 @@ def save_model(model: Model, path: str | Path, *, dtypes: Mapping[str, str] | No
     except OSError as error:
         raise BadInput(f"{target} cannot be written: {error}") from None
     try:
-        _write(model, partial, dtypes)
+        _write(model, partial, dtypes, shard)
         for path in (partial, *partial.rglob("*")):  # mkdtemp's and the safetensors writer's are for the owner alone
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
@@ -84,52 +120,47 @@ def save_model(model: Model, path: str | Path, *, dtypes: Mapping[str, str] | No
     return target
 
 
-def _write(model: Model, folder: Path, dtypes: Mapping[str, str]) -> None:
-    from safetensors.numpy import save_file
-
-    configs = {
-        "dit": names_dit.to_diffusers(model.dit),
-        "vae": names_vae.to_diffusers(model.vae),
-        "text": names_text.to_transformers(model.text),
-    }
-    for part, (name, weights) in PARTS.items():
-        dtype = dtypes.get(part, "float32")
-        tensors = to_foreign(table(getattr(model, part)), flatten(model.params[part]))
-        check_finite(tensors, name)
-        with np.errstate(over="ignore"):
-            tensors = {key: np.ascontiguousarray(tensor.astype(DTYPES[dtype])) for key, tensor in tensors.items()}
-        try:
-            check_finite(tensors, name)
-        except NonFinite as error:
-            raise NonFinite(f"{error} They do not fit into {dtype}: store this part in float32.") from None
+def _write(model: Model, folder: Path, dtypes: Mapping[str, str], shard: int) -> None:
+    for part, cfg in model.parts.items():
+        name, weights = PARTS[part]
         (folder / name).mkdir()
-        save_file(tensors, folder / name / weights, metadata={"format": "pt"})
-        if part == "text":
-            configs[part]["dtype"] = dtype
-        _dump(folder / name / "config.json", configs[part])
+        tensors = foreign(table(cfg), flatten(model.params[part]))
+        write(folder / name, weights, tensors, dtypes.get(part), shard)
+        config = to_foreign_config(cfg)
+        if weights == _TRANSFORMERS:
+            kinds = {str(np.dtype(dtypes.get(part, tensor.dtype))) for tensor in tensors.values()}
+            config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
+        _dump(folder / name / "config.json", config)
     model.tokenizer.save(folder / "tokenizer")
     (folder / "scheduler").mkdir()
     _dump(folder / "scheduler" / "scheduler_config.json", model.scheduler)
-    _dump(
-        folder / INDEX,
-        {
-            "_class_name": "WanPipeline",
-            "_diffusers_version": "0.42.1",
-            "_dit_video": {
-                "defaults": asdict(model.defaults),
-                "transformer": {name: getattr(model.dit, name) for name in DIT_CONSTANTS},
-            },
-            "boundary_ratio": None,
-            "expand_timesteps": True,
-            "scheduler": ["diffusers", model.scheduler.get("_class_name", "UniPCMultistepScheduler")],
-            "text_encoder": ["transformers", "UMT5EncoderModel"],
-            "tokenizer": ["transformers", "T5Tokenizer"],
-            "transformer": ["diffusers", "WanTransformer3DModel"],
-            "transformer_2": [None, None],
-            "vae": ["diffusers", "AutoencoderKLWan"],
-        },
-    )
+    _dump(folder / INDEX, _index(model))
     _dump(folder / MANIFEST, {"sha256": manifest(folder)})
+
+
+def _index(model: Model) -> dict[str, Any]:
+    classes = {part: to_foreign_config(cfg) for part, cfg in model.parts.items()}
+    kinds = {part: config.get("_class_name") or config["architectures"][0] for part, config in classes.items()}
+    components: dict[str, Any] = {
+        "scheduler": ["diffusers", model.scheduler.get("_class_name", "UniPCMultistepScheduler")],
+        "text_encoder": ["transformers", kinds["text"]],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", kinds["dit"]],
+        "transformer_2": ["diffusers", kinds["dit_2"]] if "dit_2" in kinds else [None, None],
+        "vae": ["diffusers", kinds["vae"]],
+    }
+    settings: dict[str, Any] = {"boundary_ratio": model.boundary}
+    if model.pipeline != "WanVACEPipeline":
+        settings["expand_timesteps"] = model.expand_timesteps
+    if model.pipeline == "WanImageToVideoPipeline":
+        components["image_encoder"] = ["transformers", kinds["image"]] if "image" in kinds else [None, None]
+        components["image_processor"] = ["transformers", "CLIPImageProcessor"] if "image" in kinds else [None, None]
+    ours = {
+        "defaults": asdict(model.defaults),
+        "transformer": {name: getattr(model.dit, name) for name in DIT_CONSTANTS},
+    }
+    about = {"_class_name": model.pipeline, "_diffusers_version": "0.42.1", "_dit_video": ours}
+    return about | dict(sorted((settings | components).items()))
 
 
 def _dump(file: Path, data: Any) -> None:
@@ -139,16 +170,23 @@ def _dump(file: Path, data: Any) -> None:
 def manifest(folder: Path) -> dict[str, str]:
     """{path inside the folder: SHA-256} of every file but the manifest."""
     return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        file.relative_to(folder).as_posix(): sha256(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
 
 
-def find_model(name: str | Path | None) -> Path:
-    """The folder of a model or of a run. None and "board": the weights that the package carries.
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
-    Raises `MissingError` when those are not in this installation, `BadInput` for another name that is no model.
+
+def find_model(name: str | Path | None) -> Path:
+    """The folder of a model or of a run. None and "board": the weights that the package carries. OWNER/NAME that is no
+    folder here is fetched from the Hugging Face Hub.
+
+    Raises `MissingError` when those are not in this installation or the Hub does not give them, `BadInput` for another
+    name that is no model.
     """
     if name is None or (str(name) == ON_BOARD and not Path(name).exists()):
         folder = Path(str(files("dit_video"))) / "weights" / "on_board"
@@ -161,6 +199,8 @@ def find_model(name: str | Path | None) -> Path:
     folder = Path(name).expanduser()
     if (folder / INDEX).is_file() or (folder / "experiment.json").is_file():
         return folder
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        return _from_hub(str(name))
     if folder.is_dir():
         what = f"the folder has no {INDEX} (a model) and no experiment.json (a run)"
     else:
@@ -168,65 +208,129 @@ def find_model(name: str | Path | None) -> Path:
     raise BadInput(f"unknown model {str(name)!r}: {what}, and the package carries only {ON_BOARD!r}.")
 
 
-def load_model(name: str | Path | None = None, *, dtype: Any = np.float32, verify: bool = True) -> Model:
-    """A model folder, a run, or (None) the weights on board, as NumPy arrays of `dtype` on the host.
+def _from_hub(name: str) -> Path:
+    """The folder of a snapshot in the Hub's own cache; what is there already is not fetched again."""
+    try:
+        hub = import_module("huggingface_hub")  # optional
+    except ModuleNotFoundError:
+        raise MissingError(
+            f"there is no folder {name!r} here. To fetch it from the Hugging Face Hub: pip install huggingface_hub"
+        ) from None
+    wanted = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the Hub's client has a dozen kinds, and the network's come through it
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(
+            f"there is no folder {name!r} here, and the Hugging Face Hub did not give it: {line}"
+        ) from None
+
+
+def open_model(name: str | Path | None = None, *, verify: bool = True) -> Model:
+    """A model folder, or (None) the weights on board, checked and not read: the leaves of `params` are `Stored`.
 
     verify: compares every file with its checksum, where the folder has a manifest. Raises as `find_model`; `BadInput`
-    for a damaged file, or weights that are not those of the config (the message lists the tensors); `MissingError` for
-    a file that is missing; `NonFinite` for NaN in weights.
+    for a damaged file, for weights that are not those of the config (the message lists the tensors), for classes and
+    configs of other models; `MissingError` for a file that is missing.
+    """
+    folder = find_model(name)
+    digest = _verify(folder) if verify else ""
+    index = _read(folder / INDEX)
+    if index.get("_class_name") not in PIPELINES:
+        raise BadInput(f"{folder / INDEX}: {index.get('_class_name')!r} is not read; {', '.join(PIPELINES)} are")
+    ours = index.get("_dit_video", {})
+    configs = {part: _config(folder, part) for part in PARTS if _has(folder, index, part)}
+    try:
+        constants = {key: ours["transformer"][key] for key in DIT_CONSTANTS if "transformer" in ours}
+        for part in {"dit", "dit_2"} & set(configs):
+            configs[part] = replace(configs[part], **constants)
+        defaults = dict(ours.get("defaults", {}))
+        for name in {"sizes", "cache"} & set(defaults):
+            defaults[name] = tuple(tuple(row) for row in defaults[name])
+        if "conditions" in defaults:
+            defaults["conditions"] = tuple(defaults["conditions"])
+        sampling = Defaults(**defaults)
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{folder / INDEX}: a config is not as it should be: {error!r}") from None
+    if index.get("boundary_ratio") is not None and "dit_2" not in configs:
+        raise BadInput(f"{folder / INDEX}: a boundary_ratio, and no transformer_2 to go on with below it")
+    scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
+    model = Model(
+        **configs,
+        params={part: open_part(folder / PARTS[part][0], cfg) for part, cfg in configs.items()},
+        tokenizer=Tokenizer.from_folder(folder / "tokenizer"),
+        scheduler=scheduler,
+        defaults=sampling,
+        name=ON_BOARD if name is None else str(name),
+        digest=digest,
+        pipeline=index["_class_name"],
+        expand_timesteps=bool(index.get("expand_timesteps", False)),
+        boundary=index.get("boundary_ratio"),
+    )
+    return model if "defaults" in ours else with_defaults(model)
+
+
+def load_model(name: str | Path | None = None, *, dtype: Any = np.float32, verify: bool = True) -> Model:
+    """A model folder, a run, or (None) the weights on board, as NumPy arrays on the host.
+
+    dtype: of the matrices; what a model keeps in float32 (see `weight_dtype`) stays there. Host memory is that of the
+    arrays and one foreign tensor. Raises as `open_model`; `NonFinite` for NaN in weights.
     """
     folder = find_model(name)
     if (folder / "experiment.json").is_file() and not (folder / INDEX).is_file():
         from dit_video.weights.checkpoints import load_run
 
         return load_run(folder)
-    digest = _verify(folder) if verify else ""
-    index = _read(folder / INDEX)
-    ours = index.get("_dit_video", {})
-    try:
-        dit = names_dit.from_diffusers(_read(folder / "transformer" / "config.json"))
-        dit = replace(dit, **{key: ours["transformer"][key] for key in DIT_CONSTANTS if "transformer" in ours})
-        vae = names_vae.from_diffusers(_read(folder / "vae" / "config.json"))
-        text = names_text.from_transformers(_read(folder / "text_encoder" / "config.json"))
-        defaults = dict(ours.get("defaults", {}))
-        if "sizes" in defaults:
-            defaults["sizes"] = tuple(tuple(size) for size in defaults["sizes"])
-        sampling = Defaults(**defaults)
-    except (KeyError, TypeError) as error:
-        raise BadInput(f"{folder}: a config is not as it should be: {error!r}") from None
-    configs = {"dit": dit, "vae": vae, "text": text}
-    return Model(
-        **configs,
-        params={part: read_part(folder / PARTS[part][0], cfg, dtype) for part, cfg in configs.items()},
-        tokenizer=Tokenizer.from_folder(folder / "tokenizer"),
-        scheduler=_read(folder / "scheduler" / "scheduler_config.json"),
-        defaults=sampling,
-        name=ON_BOARD if name is None else str(name),
-        digest=digest,
+    model = open_model(name, verify=verify)
+    return replace(model, params=read(model.params, dtype))
+
+
+def read(params: Any, dtype: Any = None) -> Any:
+    """The arrays of a tree of `Stored`, one after the other; None keeps the dtype of the files."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, weight_dtype(leaf.path, dtype or leaf.dtype)), params)
+
+
+def open_part(folder: Path, cfg: DiTConfig | VAEConfig | TextConfig) -> dict[str, Any]:
+    """Parameters of one part, as a tree of `Stored`. Raises `MissingError` and `BadInput`."""
+    shards = Shards(folder)
+    return unflatten(
+        leaves(table(cfg), shards.shapes, shards.read, shapes(cfg), dtypes=shards.dtypes, source=str(folder))
     )
 
 
 def read_part(folder: Path, cfg: DiTConfig | VAEConfig | TextConfig, dtype: Any = np.float32) -> dict[str, Any]:
-    """Parameters of one part from the safetensors of its folder, one file or several with an index.
+    """The arrays of one part. Raises as `open_part`, and `NonFinite`."""
+    return read(open_part(folder, cfg), dtype)
 
-    Raises `MissingError`, `BadInput` (a damaged file; tensors that are not those of the config) and `NonFinite`.
-    """
-    from safetensors import SafetensorError, safe_open
 
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise MissingError(f"{folder} has no weights: looked for *.safetensors")
+def _has(folder: Path, index: Mapping[str, Any], part: str) -> bool:
+    """Whether model_index.json names the part. The first transformer, VAE and text encoder are always wanted."""
+    return part in ("dit", "vae", "text") or (index.get(PARTS[part][0]) or [None])[0] is not None
+
+
+def _config(folder: Path, part: str) -> Any:
+    file = folder / PARTS[part][0] / "config.json"
+    data = _read(file)
+    kind = data.get("_class_name") or (data.get("architectures") or [None])[0]
+    if kind not in CLASSES[part]:
+        raise BadInput(f"{file}: {kind!r} is not read as {PARTS[part][0]}; {', '.join(CLASSES[part])} are")
     try:
-        opened = [safe_open(file, framework="numpy") for file in weights]
-        where = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  (not a dict)
-        found = {name: tuple(file.get_slice(name).get_shape()) for name, file in where.items()}
-        arrays = load(
-            table(cfg), found, lambda name: where[name].get_tensor(name), shapes(cfg), dtype=dtype, source=str(folder)
-        )
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{folder}: the weights cannot be read ({error}). The file is damaged: copy it again.") from None
-    check_finite(arrays, str(folder))
-    return unflatten(arrays)
+        if part == "vae":
+            return names_vae.from_diffusers(data)
+        return names_text.from_transformers(data) if part == "text" else names_dit.from_diffusers(data)
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{file}: a config is not as it should be: {error!r}") from None
+
+
+def _scheduler(file: Path) -> dict[str, Any]:
+    """Raises `BadInput` for a scheduler of another class, or of another prediction than that of a flow."""
+    config = _read(file)
+    kind = config.get("_class_name", "UniPCMultistepScheduler")
+    if kind not in SOLVERS:
+        raise BadInput(f"{file}: {kind!r} is not known; {', '.join(SOLVERS)} are")
+    if config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise BadInput(f"{file}: prediction_type {config['prediction_type']!r} is not that of a flow (flow_prediction)")
+    return config
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -243,7 +347,7 @@ def _verify(folder: Path) -> str:
     if not (folder / MANIFEST).is_file():
         return ""
     stored = _read(folder / MANIFEST).get("sha256", {})
-    there = manifest(folder)
+    there = {file: sha256(folder / file) for file in stored if (folder / file).is_file()}
     if missing := sorted(set(stored) - set(there)):
         raise MissingError(f"{folder} is not complete: {', '.join(missing)} missing (the manifest names them)")
     if changed := sorted(file for file, digest in stored.items() if there[file] != digest):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dit_video.core.errors import NonFinite
 from dit_video.models.dit import DiT, DiTConfig
 from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.models.tokenizer import Tokenizer
@@ -30,16 +29,26 @@ class Defaults:
     fps: float = 8.0
     steps: int = 20
     guidance: float = 4.0
+    guidance_2: float | None = None  # of the second expert; None: as `guidance`
+    shift: float | None = None  # of the flow; None: as the scheduler says
     solver: str = "unipc"
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (80, 48), (48, 80))
+    # What may be known of a clip: its first frame, pictures elsewhere, a tail that it goes on from, the clip's first
+    # latent carried along, any positions. Empty for a model without a time per token.
+    conditions: tuple[str, ...] = ("first", "picture", "tail", "sink", "mask")
+    cache: tuple[tuple[float, float, float], ...] = ()  # rows of diffusion.cache.Curve, where it was measured
 
 
 @dataclass(frozen=True)
 class Model:
-    """All of a model. `params` has "dit", "vae" and "text": nested dicts of arrays, as `nnx.to_pure_dict` gives them.
+    """All of a model. `params` has "dit", "vae" and "text" (and "dit_2", "image" where there are such parts): nested
+    dicts of arrays, as `nnx.to_pure_dict` gives them.
 
     `scheduler` is the content of diffusers' `scheduler_config.json`. `name` says where it was read from, `digest`
     (12 hex digits, empty for a model that was not read from a folder with a manifest) which weights it has.
+    `pipeline` is the class that diffusers opens it with. With `expand_timesteps` a given first frame is a known latent
+    frame (time zero), without it further channels of the input. With two experts, `dit` is used at flow times from
+    `boundary` up and `dit_2` below.
     """
 
     dit: DiTConfig
@@ -51,9 +60,20 @@ class Model:
     defaults: Defaults = Defaults()
     name: str = ""
     digest: str = ""
+    pipeline: str = "WanPipeline"
+    expand_timesteps: bool = True
+    boundary: float | None = None
+    dit_2: DiTConfig | None = None
+    image: Any = None  # config of the image encoder
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The config of every part that there is."""
+        parts = {name: getattr(self, name) for name in ("dit", "dit_2", "vae", "text", "image")}
+        return {name: cfg for name, cfg in parts.items() if cfg is not None}
 
     def module(self, part: str) -> nnx.Module:
-        """The module "dit", "vae" or "text" with its parameters in it, on the default device."""
+        """The module of a part with its parameters in it, on the default device."""
         graph, state = nnx.split(abstract(getattr(self, part)))
         nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, self.params[part]))
         return nnx.merge(graph, state)
@@ -71,9 +91,8 @@ def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten(nnx.to_pure_dict(nnx.state(abstract(cfg), nnx.Param))).items()}
 
 
-def check_finite(arrays: dict[str, Any], what: str) -> None:
-    """Raises `NonFinite` that names the first arrays with NaN or infinity in them."""
-    bad = [path for path, array in arrays.items() if not np.isfinite(np.asarray(array, np.float32)).all()]
-    if bad:
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise NonFinite(f"{what}: NaN or infinity in {', '.join(bad[:5])}{more}. These weights cannot be used.")
+def weight_dtype(path: str, dtype: Any) -> np.dtype:
+    """What a weight is kept as when the matrices are kept as `dtype`: biases, scales, tables and the embedding of time
+    stay in float32 under a shorter one. They are small, and the reference keeps most of them so."""
+    matrix = path.endswith(("kernel", "embedding")) and not path.startswith(("time_in", "time_out"))
+    return np.dtype(dtype) if matrix or np.dtype(dtype).itemsize >= 4 else np.dtype(np.float32)

@@ -15,12 +15,13 @@ another shape is listed in one error, and nothing is loaded by half.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from einops import rearrange
 
-from dit_video.core.errors import BadInput, DitVideoError
+from dit_video.core.errors import BadInput, DitVideoError, NonFinite
 
 SAME = "... -> ..."
 LINEAR = "o i -> i o"
@@ -194,27 +195,62 @@ def check(
     return reads
 
 
-def load(
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An array of ours that is still in its file: one foreign tensor, or one a layer. It is read when it is wanted.
+
+    `array[at]` reads the layer at that place alone (`at` is `()` where nothing is stacked), `numpy.asarray(array)` all.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any  # as in the file; the widest, where layers differ
+    pieces: Mapping[tuple[int, ...], Callable[[], np.ndarray]]
+    source: str
+
+    def __getitem__(self, at: tuple[int, ...]) -> np.ndarray:
+        """Raises `NonFinite` for NaN or infinity."""
+        tensor = self.pieces[at]()
+        if not np.isfinite(tensor).all():
+            raise NonFinite(f"{self.source}: NaN or infinity in {self.path}. These weights cannot be used.")
+        return tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.empty(self.shape, dtype or self.dtype)
+        for at in self.pieces:
+            array[at] = self[at]
+        return array
+
+
+def leaves(
     table: Table,
     found: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    dtype: Any = None,
+    dtypes: Mapping[str, Any] | None = None,
     source: str = "checkpoint",
-) -> dict[str, np.ndarray]:
-    """Foreign tensors -> {our path: array}, one tensor in memory at a time beside the result.
-
-    `found` and `shapes` as in `check`, whose errors it raises before the first `read(name)`. `dtype` None keeps the
-    dtype of the file.
-    """
-    arrays: dict[str, np.ndarray] = {}
+) -> dict[str, Stored]:
+    """Foreign tensors -> {our path: what reads it}; nothing is read yet. `found` and `shapes` as in `check`, whose
+    errors it raises; `dtypes` are those of the foreign tensors (float32 where they are not given)."""
+    groups: dict[str, list[tuple[str, _Place]]] = {}
     for name, place in check(table, found, shapes, source):
-        tensor = place.row.to_ours(read(name))
-        if place.path not in arrays:
-            arrays[place.path] = np.empty(shapes[place.path], dtype or tensor.dtype)
-        arrays[place.path][place.at] = tensor
-    return {path: arrays[path] for path in shapes}
+        groups.setdefault(place.path, []).append((name, place))
+    kinds = dtypes or dict.fromkeys(found, np.dtype(np.float32))
+    return {
+        path: Stored(
+            path,
+            tuple(shapes[path]),
+            max((np.dtype(kinds[name]) for name, _ in group), key=lambda kind: kind.itemsize),
+            {place.at: partial(_read_ours, place.row, read, name) for name, place in group},
+            source,
+        )
+        for path, group in groups.items()
+    }
+
+
+def _read_ours(row: Row, read: Callable[[str], np.ndarray], name: str) -> np.ndarray:
+    return row.to_ours(read(name))
 
 
 def to_ours(
@@ -225,15 +261,34 @@ def to_ours(
     dtype: Any = None,
     source: str = "checkpoint",
 ) -> dict[str, np.ndarray]:
-    """`load` from tensors that are already in memory."""
+    """Foreign tensors in memory -> {our path: array} of `dtype` (None: theirs). Raises as `check` does."""
     found = {name: tuple(tensor.shape) for name, tensor in foreign.items()}
-    return load(table, found, foreign.__getitem__, shapes, dtype=dtype, source=source)
+    dtypes = {name: tensor.dtype for name, tensor in foreign.items()}
+    ours = leaves(table, found, foreign.__getitem__, shapes, dtypes=dtypes, source=source)
+    return {path: np.asarray(leaf, dtype) for path, leaf in ours.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A foreign tensor that is made when `read` is called: contiguous (safetensors scrambles others, silently)."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[], np.ndarray]
+
+
+def foreign(table: Table, ours: Mapping[str, Any]) -> dict[str, Foreign]:
+    """{our path: array, on the host, on devices or `Stored`} -> the foreign tensors, none of them made yet."""
+    return {
+        place.names[0]: Foreign(place.shape, np.dtype(ours[place.path].dtype), partial(_read_foreign, place, ours))
+        for place in _places(table, {path: array.shape for path, array in ours.items()})
+    }
+
+
+def _read_foreign(place: _Place, ours: Mapping[str, Any]) -> np.ndarray:
+    return np.ascontiguousarray(place.row.to_foreign(np.asarray(ours[place.path][place.at])))
 
 
 def to_foreign(table: Table, ours: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{our path: array} -> foreign tensors, contiguous (safetensors scrambles those that are not, silently)."""
-    arrays = {path: np.asarray(array) for path, array in ours.items()}
-    return {
-        place.names[0]: np.ascontiguousarray(place.row.to_foreign(arrays[place.path][place.at]))
-        for place in _places(table, {path: array.shape for path, array in arrays.items()})
-    }
+    """{our path: array} -> foreign tensors."""
+    return {name: tensor.read() for name, tensor in foreign(table, ours).items()}

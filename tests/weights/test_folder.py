@@ -93,7 +93,8 @@ def test_there_and_back(model, saved):
     assert {array.dtype for array in flatten(loaded.params).values()} == {np.dtype("float32")}
     assert loaded.name == str(saved)
     assert len(loaded.digest) == 12
-    assert isinstance(load_model(str(saved), dtype=jnp.bfloat16).params["dit"]["table"][0, 0], jnp.bfloat16)
+    halved = load_model(str(saved), dtype=jnp.bfloat16).params["dit"]
+    assert (halved["blocks"]["up"]["kernel"].dtype, halved["table"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_the_layout_is_that_of_diffusers(saved):
@@ -134,7 +135,7 @@ def test_stored_dtypes_by_part(model, tmp_path):
     with pytest.raises(BadInput, match="float8"):
         save_model(model, tmp_path / "other", dtypes={"dit": "float8"})
     params = jax.tree.map(lambda x: x * 1e6, model.params)
-    with pytest.raises(NonFinite, match=r"do not fit into float16"):
+    with pytest.raises(NonFinite, match="does not fit into float16"):
         save_model(replace(model, params=params), tmp_path / "other", dtypes={"dit": "float16"})
     assert not any(tmp_path.glob("*other*"))
     assert not any(tmp_path.glob(".*"))  # no folder half written
@@ -172,7 +173,7 @@ def test_a_missing_or_truncated_file_is_named(folder):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(BadInput, match=r"model\.safetensors not as written"):
         load_model(folder)
-    with pytest.raises(BadInput, match=r"text_encoder: the weights cannot be read"):
+    with pytest.raises(BadInput, match=r"text_encoder/model\.safetensors: the weights cannot be read"):
         load_model(folder, verify=False)
     weights.unlink()
     with pytest.raises(MissingError, match=r"text_encoder/model\.safetensors missing"):
@@ -226,9 +227,6 @@ def test_unknown_models(tmp_path):
 
 def test_configs_that_are_not_read(folder):
     config = json.loads((without_manifest(folder) / "vae/config.json").read_text())
-    (folder / "vae/config.json").write_text(json.dumps(config | {"is_residual": True}))
-    with pytest.raises(BadInput, match=r"Wan 2\.2"):
-        load_model(folder)
     (folder / "vae/config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "z_dim"}))
     with pytest.raises(BadInput, match="z_dim"):
         load_model(folder)

@@ -12,7 +12,7 @@ from dit_video.weights.names import (
     Table,
     check,
     flatten,
-    load,
+    leaves,
     to_foreign,
     to_ours,
     unflatten,
@@ -99,7 +99,7 @@ def test_nothing_is_read_before_everything_fits(foreign):
     found = {name: tensor.shape for name, tensor in foreign.items()} | {"stray": (1,)}
     reads = []
     with pytest.raises(BadInput, match="stray"):
-        load(TABLE, found, lambda name: reads.append(name), SHAPES)
+        leaves(TABLE, found, lambda name: reads.append(name), SHAPES)
     assert reads == []
 
 
