@@ -66,11 +66,17 @@ def run(args: argparse.Namespace) -> int:
     return make(args, prompts)
 
 
+def compile_cache() -> Path:
+    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR if set, or `dit_video/xla` in the user's cache."""
+    if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dit_video" / "xla"
+
+
 def prepare_jax(device: str) -> None:
     """Chooses the platform and keeps what is compiled: the second run of a command does not compile.
 
-    Only for programs that own their process. The folder is that of JAX_COMPILATION_CACHE_DIR if set, or
-    `dit_video/xla` in the user's cache. Raises MissingError for a device that is not there.
+    Only for programs that own their process. Raises MissingError for a device that is not there.
     """
     import jax
 
@@ -79,9 +85,7 @@ def prepare_jax(device: str) -> None:
 
     if device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "dit_video" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     try:

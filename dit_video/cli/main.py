@@ -26,6 +26,10 @@ VERBS = {
     "train": "run or resume an experiment",
     "data": "make data: clips of toyworld with captions and scenes",
     "eval": "measure whether generated videos do what their prompts say",
+    "inspect": "how a clip was made; makes it again and compares",
+    "doctor": "devices, versions, codecs, cache, disk; what to install",
+    "warmup": "compiles ahead for given shapes",
+    "launch": "writes what a cluster runs: JobSet, queued resources, Slurm",
 }
 
 COMMON = {
