@@ -207,7 +207,8 @@ class VideoPipeline:
         seconds = {"load": round(self.load_seconds, 3)}
         seconds |= {name: round(progress.seconds.get(name, 0.0), 3) for name in ("compile", "denoise", "decode")}
         for clip in clips:
-            clip.metadata["seconds"] = dict(seconds)
+            # A matrix product rounds by its shape: the same frames again take a batch of the same size.
+            clip.metadata |= {"batch": size, "seconds": dict(seconds)}
         return Output(clips, request.seed, output_type)
 
     def _sample(
