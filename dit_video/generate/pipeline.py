@@ -208,7 +208,7 @@ class VideoPipeline:
         seconds |= {name: round(progress.seconds.get(name, 0.0), 3) for name in ("compile", "denoise", "decode")}
         for clip in clips:
             # A matrix product rounds by its shape: the same frames again take a batch of the same size.
-            clip.metadata |= {"batch": size, "seconds": dict(seconds)}
+            clip.metadata.update(batch=size, seconds=dict(seconds))
         return Output(clips, request.seed, output_type)
 
     def _sample(
