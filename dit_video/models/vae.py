@@ -1,6 +1,6 @@
 """The causal 3-D VAE of the Wan family: video <-> latents, 4 x in time and 8 x in space (by config).
 
-Structure and values of diffusers' `AutoencoderKLWan` (Wan 2.1; with `patch` also the pixel patchify of 2.2), with every
+Structure and values of diffusers' `AutoencoderKLWan` (Wan 2.1's, and with `residual` and `patch` Wan 2.2's), with every
 size in config. Frame 0 is alone in latent slot 0, every other slot holds as many frames as time is compressed by, so a
 still image is a one-frame video. The reference runs frame groups one after another through caches; here a clip is one
 static graph, and the same graph runs on pieces when given the `past` that the piece before left behind.
@@ -30,7 +30,7 @@ Past = Any  # a tree of frames, one leaf a causal layer; None where nothing came
 @dataclass(frozen=True)
 class VAEConfig:
     """The defaults are those of Wan 2.1. Reference names: base_dim, decoder_base_dim, z_dim, dim_mult, num_res_blocks,
-    temperal_downsample, attn_scales, patch_size."""
+    temperal_downsample, attn_scales, patch_size, is_residual."""
 
     base: int = 96
     decoder_base: int | None = None  # None: as base
@@ -40,6 +40,7 @@ class VAEConfig:
     temporal: tuple[bool, ...] = (False, True, True)  # of each halving in space: does it halve time as well?
     attn_scales: tuple[float, ...] = ()
     patch: int = 1  # pixels on a side that become channels before the first convolution
+    residual: bool = False  # weightless shortcuts around the levels (Wan 2.2)
     latents_mean: tuple[float, ...] = ()  # of the encoder's means over the training set; empty: 0
     latents_std: tuple[float, ...] = ()  # empty: 1
     dtype: str = "float32"
@@ -50,11 +51,27 @@ class VAEConfig:
             raise BadInput(
                 f"VAEConfig: temporal={self.temporal} wants one entry a halving: len(mult)-1={len(self.mult) - 1}."
             )
+        if self.residual and self.attn_scales:
+            raise BadInput(
+                f"VAEConfig: attn_scales={self.attn_scales} have no place in a residual VAE. Leave them out."
+            )
+        if self.residual and not self._shortcuts_fit():
+            raise BadInput(
+                f"VAEConfig: mult={self.mult}: a residual VAE shares channels out evenly around every level. "
+                "Make each a small multiple of the one before, and the last two equal."
+            )
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) not in (0, self.z):
                 raise BadInput(
                     f"VAEConfig: {name} has {len(getattr(self, name))} values, z={self.z} are wanted (or none)."
                 )
+
+    def _shortcuts_fit(self) -> bool:
+        """Whether the channels of blocks of positions are whole multiples of those that they are shared out to."""
+        block = [8 if halves_time else 4 for halves_time in self.temporal]
+        down = zip((1, *self.mult), self.mult, (*block, 1), strict=False)
+        up = zip(self.mult[-2::-1], self.mult[:0:-1], block[-2::-1], strict=False)
+        return not any(many * n % few for many, few, n in (*down, *up))
 
     @property
     def stride(self) -> int:
@@ -138,11 +155,11 @@ class Down(nnx.Module):
 
 
 class Up(nnx.Module):
-    """Doubles height and width (halving channels), and time when `temporal`: frame 0 passes, every other frame becomes
-    two, made from it and the two before, where frame 0 counts as nothing. Reference: `WanResample`, upsample*."""
+    """Doubles height and width, and time when `temporal`: frame 0 passes, every other frame becomes two, made from it
+    and the two before, where frame 0 counts as nothing. Reference: `WanResample`, upsample2d and upsample3d."""
 
-    def __init__(self, channels: int, temporal: bool, *, conv, dtype: str, rngs: nnx.Rngs):
-        self.resample = Conv2d(channels, channels // 2, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, out: int, temporal: bool, *, conv, dtype: str, rngs: nnx.Rngs):
+        self.resample = Conv2d(channels, out, dtype=dtype, rngs=rngs)
         self.time_conv = conv(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
@@ -179,20 +196,69 @@ class Middle(nnx.Module):
         return _through((self.resnets[0], self.attentions[0], self.resnets[1]), x, past)
 
 
+def averaged(x: Frames, out: int, time: int, space: int) -> Frames:
+    """Positions of a block of (time, space, space) become channels, and groups of those become `out` means. What is
+    missing from the first block's time is zero. Reference: `AvgDown3D`. `out` must divide the channels of a block."""
+    x = jnp.pad(x, ((0, 0), (-x.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)))
+    x = rearrange(x, "B (T t) (H h) (W w) C -> B T H W (C t h w)", t=time, h=space, w=space)
+    return jnp.mean(x.reshape(*x.shape[:-1], out, -1), -1)
+
+
+def repeated(x: Frames, out: int, time: int, space: int) -> Frames:
+    """The way back: channels, each several times, become a block's positions with `out` channels. Reference:
+    `DupUp3D`. The channels of `x` must divide those of a block."""
+    x = jnp.repeat(x, out * time * space**2 // x.shape[-1], -1)
+    return rearrange(x, "B T H W (C t h w) -> B (T t) (H h) (W w) C", t=time, h=space, w=space)
+
+
+class ResidualDown(nnx.Module):
+    """Blocks, the way down, and a shortcut around both. Reference: `WanResidualDownBlock`."""
+
+    def __init__(self, inside: int, out: int, blocks: int, down: Down | None, *, conv):
+        self.resnets = nnx.List([Block(inside if n == 0 else out, out, conv=conv) for n in range(blocks)])
+        self.downsampler = down
+        self.to = (out, 1, 1) if down is None else (out, 1 if down.time_conv is None else 2, 2)
+
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+        y, past = _through((*self.resnets, *([] if self.downsampler is None else [self.downsampler])), x, past)
+        return y + averaged(x, *self.to), past
+
+
+class ResidualUp(nnx.Module):
+    """Blocks (one more than in the encoder), the way up, and a shortcut around both. Reference:
+    `WanResidualUpBlock`."""
+
+    def __init__(self, inside: int, out: int, blocks: int, up: Up, *, conv):
+        self.resnets = nnx.List([Block(inside if n == 0 else out, out, conv=conv) for n in range(blocks + 1)])
+        self.upsampler = up
+        self.to = (out, 1 if up.time_conv is None else 2, 2)
+
+    def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
+        shortcut = repeated(x, *self.to)
+        if past is None:  # frame 0 stays one frame
+            shortcut = shortcut[:, self.to[1] - 1 :]
+        y, past = _through((*self.resnets, self.upsampler), x, past)
+        return y + shortcut, past
+
+
 class Encoder(nnx.Module):
     """Patchified pixels -> 2 z channels. Reference: `WanEncoder3d`."""
 
     def __init__(self, cfg: VAEConfig, *, conv, rngs: nnx.Rngs):
         widths = [cfg.base * m for m in (1, *cfg.mult)]
         self.conv_in = conv(3 * cfg.patch**2, widths[0])
-        layers, scale = [], 1.0
+        layers, scale, kinds = [], 1.0, {"conv": conv, "dtype": cfg.dtype, "rngs": rngs}
         for level, (inside, out) in enumerate(pairwise(widths)):
+            if cfg.residual:
+                down = None if level == len(cfg.temporal) else Down(out, cfg.temporal[level], **kinds)
+                layers.append(ResidualDown(inside, out, cfg.res_blocks, down, conv=conv))
+                continue
             for n in range(cfg.res_blocks):
                 layers.append(Block(inside if n == 0 else out, out, conv=conv))
                 if scale in cfg.attn_scales:
                     layers.append(FrameAttention(out, dtype=cfg.dtype, rngs=rngs))
             if level < len(cfg.temporal):
-                layers.append(Down(out, cfg.temporal[level], conv=conv, dtype=cfg.dtype, rngs=rngs))
+                layers.append(Down(out, cfg.temporal[level], **kinds))
                 scale /= 2
         self.down_blocks = nnx.List(layers)
         self.mid_block = Middle(widths[-1], conv=conv, dtype=cfg.dtype, rngs=rngs)
@@ -226,9 +292,11 @@ class Decoder(nnx.Module):
         blocks = []
         for level, m in enumerate(mult):
             out, last = base * m, level == len(temporal)
-            up = None if last else Up(out, temporal[level], conv=conv, dtype=cfg.dtype, rngs=rngs)
-            blocks.append(UpBlock(inside, out, cfg.res_blocks, up, conv=conv))
-            inside = out // 2  # `Up` halves the channels
+            onward = out if cfg.residual else out // 2
+            up = None if last else Up(out, onward, temporal[level], conv=conv, dtype=cfg.dtype, rngs=rngs)
+            kind = ResidualUp if cfg.residual and not last else UpBlock
+            blocks.append(kind(inside, out, cfg.res_blocks, up, conv=conv))
+            inside = onward
         self.up_blocks = nnx.List(blocks)
         self.norm_out = RMSNorm(out)
         self.conv_out = conv(out, 3 * cfg.patch**2)

@@ -7,11 +7,14 @@ Forward-mode differentiation works as everywhere.
 """
 
 import jax
+from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 SAVED = "product"  # the name of results for rematerialisation policies
+NORMAL = nnx.initializers.normal(0.02)
+_XAVIER = nnx.initializers.xavier_uniform()
 
 
 def _transposed(w: Float[Array, "D F"]) -> Float[Array, "F D"]:
@@ -44,3 +47,13 @@ def linear_dot(x, w, dimension_numbers, precision=None, **_):
     if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         raise ValueError(f"not the product of a linear layer: {dimension_numbers}")
     return matmul(x, w)
+
+
+def linear_layer(n_in: int, n_out: int, axes: tuple, *, init=_XAVIER, dtype, rngs) -> nnx.Linear:
+    """x @ kernel + bias; `axes` are the logical axes of the kernel, of which the bias takes the last unless it is the
+    width of activations, which stays whole."""
+    bias = {"axes": (axes[1] if axes[1] != "width" else None,)}
+    return nnx.Linear(
+        n_in, n_out, kernel_init=init, dtype=dtype, rngs=rngs, dot_general=linear_dot,
+        kernel_metadata={"axes": axes}, bias_metadata=bias,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 
@@ -16,3 +17,22 @@ def rms_norm(x: Float[Array, "*rest D"], scale: Float[Array, "D"], eps: float) -
     """Unit root mean square along the last axis, times `scale`; the dtype of `x` out (Zhang & Sennrich 2019)."""
     f = x.astype(jnp.float32)
     return (f * jax.lax.rsqrt(jnp.mean(jnp.square(f), -1, keepdims=True) + eps) * scale).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with weights; float32 out."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(width), axes=(None,))
+        self.bias = nnx.Param(jnp.zeros(width), axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rest D"]) -> Float[Array, "*rest D"]:
+        return layer_norm(x, self.eps) * self.scale[...] + self.bias[...]
+
+
+class HeadsNorm(nnx.Module):
+    """The weight of an `rms_norm` over all heads together."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones(width), axes=("heads",))

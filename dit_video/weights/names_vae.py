@@ -1,8 +1,7 @@
-"""Names of the VAE in diffusers' `AutoencoderKLWan` (Wan 2.1 structure), as rows for `dit_video.weights.names`."""
+"""Names of the VAE in diffusers' `AutoencoderKLWan` (Wan 2.1 and 2.2), as rows for `dit_video.weights.names`."""
 
 from typing import Any
 
-from dit_video.core.errors import BadInput
 from dit_video.models.vae import VAEConfig
 from dit_video.weights.names import CONV2D, CONV3D, GAMMA2D, GAMMA3D, Row, Table
 
@@ -56,19 +55,21 @@ VAE_NAMES = Table(
         *_block("encoder.down_blocks.{i}"),
         *_attention("encoder.down_blocks.{i}"),
         *_resample("encoder.down_blocks.{i}"),
+        # in the residual VAE each level has its own list
+        *_block("encoder.down_blocks.{i}.resnets.{j}"),
+        *_resample("encoder.down_blocks.{i}.downsampler"),
         *_conv("quant_conv", "quant_conv"),
         *_conv("post_quant_conv", "post_quant_conv"),
         *_half("decoder"),
         *_block("decoder.up_blocks.{i}.resnets.{j}"),
         *_resample("decoder.up_blocks.{i}.upsamplers.{j}"),
+        *_resample("decoder.up_blocks.{i}.upsampler"),  # of the residual VAE
     )
 )
 
 
 def from_diffusers(config: dict[str, Any]) -> VAEConfig:
-    """`vae/config.json` of diffusers -> VAEConfig. Raises `BadInput` for the residual VAE of Wan 2.2 5B."""
-    if config.get("is_residual"):
-        raise BadInput("vae: is_residual (the VAE of Wan 2.2 5B) is not built here; the VAE of Wan 2.1 is")
+    """`vae/config.json` of diffusers -> VAEConfig. Raises `BadInput` for sizes that cannot be."""
     return VAEConfig(
         base=config["base_dim"],
         decoder_base=config.get("decoder_base_dim"),
@@ -78,6 +79,7 @@ def from_diffusers(config: dict[str, Any]) -> VAEConfig:
         temporal=tuple(config["temperal_downsample"]),
         attn_scales=tuple(config["attn_scales"]),
         patch=config.get("patch_size") or 1,
+        residual=bool(config.get("is_residual")),
         latents_mean=tuple(config["latents_mean"]),
         latents_std=tuple(config["latents_std"]),
     )
@@ -97,7 +99,7 @@ def to_diffusers(cfg: VAEConfig) -> dict[str, Any]:
         "dropout": 0.0,
         "latents_mean": list(cfg.latents_mean or (0.0,) * cfg.z),
         "latents_std": list(cfg.latents_std or (1.0,) * cfg.z),
-        "is_residual": False,
+        "is_residual": cfg.residual,
         "in_channels": 3 * cfg.patch**2,
         "out_channels": 3 * cfg.patch**2,
         "patch_size": cfg.patch if cfg.patch > 1 else None,
