@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.cli import eval as verb
 from dit_video.cli.main import main
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.evals.prompts import suite
+from dit_video.evals.references import renders
 
 
 class Renderer:
@@ -18,9 +18,10 @@ class Renderer:
 
     def __init__(self, lazy=False):
         self.lazy, self.calls, self.hash = lazy, [], "0" * 12
-        defaults = SimpleNamespace(height=64, width=64, num_frames=9)
+        defaults = SimpleNamespace(height=64, width=64, num_frames=9, fps=8.0)
         self.model = SimpleNamespace(defaults=defaults, name="renderer")
-        self.known = {one.prompt: one.scene for one in suite(12)}
+        asked = (*suite(12), *suite(12, "plain"), *suite(100, "free"))
+        self.known = {one.prompt: one.scene for one in asked if one.scene is not None}
 
     def scene(self, prompt, i):
         if self.lazy:
@@ -32,8 +33,7 @@ class Renderer:
     def __call__(self, prompts, seed, **more):
         self.calls.append((len(prompts), seed, more))
         scenes = [self.scene(prompt, i) for i, prompt in enumerate(prompts)]
-        frames = verb.render_all(scenes, more["num_frames"] or 9, more["height"], more["width"])
-        return SimpleNamespace(frames=list(frames), clips=[SimpleNamespace(fps=8.0)] * len(frames))
+        return SimpleNamespace(frames=list(renders(scenes, more["num_frames"] or 9, more["height"], more["width"])))
 
 
 @pytest.fixture
@@ -50,30 +50,37 @@ def test_report_of_a_perfect_model(pipe, tmp_path, capsys):
     assert (printed["suite"], printed["count"], printed["model"]["name"]) == ("toyworld", 12, "renderer")
     assert {"scores", "splits", "reference", "values", "settings", "seconds"} <= set(printed)
     assert printed["scores"]["all"]["value"] == 1.0
-    assert set(printed["reference"]) == {"renders", "shuffled"}
+    assert set(printed["reference"]) == {"renders", "shuffled", "frozen", "nearest"}
     assert printed["reference"]["shuffled"]["main"] < 0.1
+    assert printed["reference"]["frozen"]["motion"] < 0.2 < 0.9 < printed["reference"]["frozen"]["shape"]
+    assert printed["reference"]["nearest"]["colour"] < 0.9
+    assert printed["quality"]["flicker"]["value"] == printed["quality"]["jitter"]["value"] == 1.0
     assert printed["diversity"]["n"] == 8
     assert printed["diversity"]["spread"] > 0
+    assert printed["free"]["scores"]["all"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 3}
     stored = json.loads((tmp_path / "r" / "report.json").read_text())
     assert [clip["prompt"] for clip in stored["clips"]] == [one.prompt for one in suite(12)]
     assert Image.open(tmp_path / "r" / "first.png").size[0] > 2 * 5 * 64
-    assert [call[:2] for call in pipe.calls] == [(12, 0), (8, 1)]
+    assert [call[:2] for call in pipe.calls] == [(12, 0), (8, 1), (3, 0)]
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "<svg" in page and "data:image/png;base64," in page and "http" not in page.replace("http://www.w3.org", "")
+    assert all(one.prompt in page for one in suite(12))
 
 
 def test_image_condition_gives_first_frames(pipe, tmp_path, capsys):
-    assert (
-        main(["eval", "--count", "3", "--condition", "image", "--seeds", "0", "--out", str(tmp_path), "--quiet"]) == 0
-    )
+    flags = ["--count", "3", "--condition", "image", "--seeds", "0", "--free", "0", "--references", "3"]
+    assert main(["eval", *flags, "--prompts", "plain", "--out", str(tmp_path), "--quiet"]) == 0
     text = capsys.readouterr().out
-    assert "first_frame psnr 99" in text
-    assert text.splitlines()[-1] == str(tmp_path / "report.json")
+    assert "first_frame\npsnr  lowest  over_28\n99" in text
+    assert text.splitlines()[-2:] == [str(tmp_path / "report.json"), str(tmp_path / "index.html")]
     assert [call[:2] for call in pipe.calls] == [(1, 0), (1, 1), (1, 2)]
     assert all(call[2]["image"].shape == (64, 64, 3) for call in pipe.calls)
 
 
 def test_model_that_ignores_the_prompt_is_near_the_floor(pipe, tmp_path, capsys):
     pipe.lazy = True
-    assert main(["eval", "--count", "12", "--out", str(tmp_path), "--json", "--seeds", "0", "--quiet"]) == 0
+    flags = ["--count", "12", "--seeds", "0", "--free", "0", "--references", "4", "--prompts", "plain"]
+    assert main(["eval", *flags, "--out", str(tmp_path), "--json", "--quiet"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["scores"]["colour"]["value"] < 0.4
     assert printed["scores"]["motion"]["value"] < 0.5

@@ -6,7 +6,7 @@ training never sees; their words it does see (function words too), so they ask f
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -136,6 +136,27 @@ CAMERA_WORDS = {
     "handheld": ("handheld camera", "the camera is handheld", "shaky handheld camera"),
 }
 
+
+class Lexicon(NamedTuple):
+    """Words for the words of a scene. The first of each list is the canonical one."""
+
+    shape: Mapping[str, Sequence[str]]
+    colour: Mapping[str, Sequence[str]]
+    size: Mapping[str, Sequence[str]]
+    motion: Mapping[str, Sequence[Verb]]
+    direction: Mapping[str, Sequence[str]]
+    speed: Mapping[str, Sequence[str]]
+    turn: Mapping[str, Sequence[str]]
+    background: Mapping[str, Sequence[str]]
+    light: Mapping[str, Sequence[str]]
+    camera: Mapping[str, Sequence[str]]
+
+
+TRAINING = Lexicon(
+    SHAPE_WORDS, COLOUR_WORDS, SIZE_WORDS, VERBS, DIRECTION_WORDS, SPEED_WORDS, TURN_WORDS, BACKGROUND_WORDS,
+    LIGHT_WORDS, CAMERA_WORDS,
+)  # fmt: skip
+
 # {a}: "a red circle"; {the}: "the red circle"; {np}: "red circle"; {does}: "moves right"; {doing}: "moving right".
 # {where}: background and light, after the sentence (" on a grey background at night") or nothing; {camera}: the same
 # (", the camera pans left"); {first}: all of it in front ("At night, on stripes, "), or nothing.
@@ -236,8 +257,8 @@ Split = Literal["train", "heldout"]
 class _Speaker:
     """Chooses among words; without a generator it takes the canonical ones and says only what is not plain."""
 
-    def __init__(self, rng: np.random.Generator | None, synonym: float = 0.0):
-        self.rng, self.synonym = rng, synonym
+    def __init__(self, rng: np.random.Generator | None, synonym: float = 0.0, lexicon: Lexicon = TRAINING):
+        self.rng, self.synonym, self.lexicon = rng, synonym, lexicon
 
     def chance(self, p: float) -> bool:
         return self.rng is not None and self.rng.random() < p
@@ -249,14 +270,15 @@ class _Speaker:
 
     def noun(self, body: Body) -> str:
         size = body.size != "medium" or self.chance(0.04)
-        parts = [self.word(SIZE_WORDS[body.size])] if size else []
-        return " ".join([*parts, self.word(COLOUR_WORDS[body.colour]), self.word(SHAPE_WORDS[body.shape])])
+        parts = [self.word(self.lexicon.size[body.size])] if size else []
+        parts += [self.word(self.lexicon.colour[body.colour]), self.word(self.lexicon.shape[body.shape])]
+        return " ".join(parts)
 
     def verb(self, body: Body) -> tuple[str, str]:
-        forms = self.word(VERBS[body.motion])
-        direction = self.word(DIRECTION_WORDS[body.direction]) if body.direction else ""
-        turn = self.word(TURN_WORDS[body.turn]) if body.turn and self.chance(0.25) else ""
-        speed = self.word(SPEED_WORDS[body.speed])
+        forms = self.word(self.lexicon.motion[body.motion])
+        direction = self.word(self.lexicon.direction[body.direction]) if body.direction else ""
+        turn = self.word(self.lexicon.turn[body.turn]) if body.turn and self.chance(0.25) else ""
+        speed = self.word(self.lexicon.speed[body.speed])
         before = " ".join(filter(None, (direction, turn, speed)))
         if direction and speed.endswith("ly") and self.chance(0.3):
             before = f"{speed} {direction}"
@@ -271,10 +293,10 @@ class _Speaker:
         """Background and light, and camera. said: whether a plain background is said; None: sometimes."""
         places = []
         if scene.background in words.PATTERNS or (self.chance(0.25) if said is None else said):
-            places.append(self.word(BACKGROUND_WORDS[scene.background]))
+            places.append(self.word(self.lexicon.background[scene.background]))
         if scene.light != "day" or self.chance(0.04):
-            places.append(self.word(LIGHT_WORDS[scene.light]))
-        camera = self.word(CAMERA_WORDS[scene.camera]) if scene.camera != "static" or self.chance(0.04) else ""
+            places.append(self.word(self.lexicon.light[scene.light]))
+        camera = self.word(self.lexicon.camera[scene.camera]) if scene.camera != "static" or self.chance(0.04) else ""
         return places, camera
 
 
@@ -313,8 +335,15 @@ def _dress(rng: np.random.Generator, sentence: str) -> str:
     )
 
 
-def caption(scene: Scene, rng: np.random.Generator, split: Split = "train") -> str:
-    """A sentence for a scene, in a template of the split. One in five of training is canonical in its words too."""
+def caption(
+    scene: Scene,
+    rng: np.random.Generator,
+    split: Split = "train",
+    lexicon: Lexicon = TRAINING,
+    background: bool | None = None,
+) -> str:
+    """A sentence for a scene, in a template of the split. One in five of training is canonical in its words too.
+    background: whether it says which plain background it is; None: sometimes."""
     grammar, often = (ONE, _OFTEN_ONE) if len(scene.bodies) == 1 else (TWO, _OFTEN_TWO)
     templates = grammar[split]
     i = int(rng.integers(len(templates)))
@@ -322,8 +351,8 @@ def caption(scene: Scene, rng: np.random.Generator, split: Split = "train") -> s
         frequent = np.searchsorted(np.cumsum(often), rng.random(), side="right")
         i = int(frequent) if frequent < len(often) else int(rng.integers(len(often), len(templates)))
     plain_words = rng.random() < 0.25
-    speaker = _Speaker(rng, 0.0 if plain_words else _SYNONYM)
-    return _dress(rng, _say(speaker, templates[i], scene, None))
+    speaker = _Speaker(rng, 0.0 if plain_words else _SYNONYM, lexicon)
+    return _dress(rng, _say(speaker, templates[i], scene, background))
 
 
 def canonical(scene: Scene | Mapping[str, Any], background: bool = False) -> str:

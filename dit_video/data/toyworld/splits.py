@@ -63,7 +63,7 @@ def _body_words(rng: np.random.Generator, plain: bool) -> dict[str, str]:
     return one
 
 
-def _room_for_two(first: dict[str, str], second: dict[str, str]) -> bool:
+def room_for_two(first: dict[str, str], second: dict[str, str]) -> bool:
     """Whether they can be placed without hiding each other for long: at most one is large, that one does not grow or
     circle, and if it moves the other keeps its place."""
     large = [(one, other) for one, other in ((first, second), (second, first)) if one["size"] == "large"]
@@ -99,7 +99,7 @@ def _sample(rng: np.random.Generator, plain: bool, two: bool, height: int, width
     bodies = [_body_words(rng, plain)]
     if two and not plain:
         bodies.append(_body_words(rng, plain))
-        if bodies[0]["colour"] == bodies[1]["colour"] or not _room_for_two(*bodies):
+        if bodies[0]["colour"] == bodies[1]["colour"] or not room_for_two(*bodies):
             return None
     background, light, camera = _pick(rng, words.PLAIN), "day", "static"
     if not plain:
