@@ -1,9 +1,11 @@
-"""`dit-video data toyworld OUT --count N`: clips as MP4, each with its caption and its exact scene beside it."""
+"""`dit-video data toyworld OUT --count N`: clips as MP4, each with its caption and its exact scene beside it.
+`dit-video data build SRC OUT`: the clips of a training source, encoded once, as shards that training reads."""
 
 import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 _BATCH_PIXELS = 2**23  # rendered at once: 100 MB of float32
 _NOTE = """\
@@ -12,6 +14,17 @@ seed and i alone. Such a folder is what a training run reads as --data.path.
 
 example:
   dit-video data toyworld clips --count 100 --num_frames 17 --height 64 --width 64
+"""
+_BUILD_NOTE = """\
+SRC is an experiment (a name that the package carries, or a file: its data and its buckets), or a folder of clips with
+captions, here or in an object store (gs://, s3://). Videos are split into scenes and these into clips of the buckets.
+OUT gets ArrayRecord shards, manifest.json and a JSON file of what each shard holds. Interrupted, the same line goes on;
+with new files in SRC, or a larger --count, it adds to what is there. Files that cannot be read are named and left out.
+
+examples:
+  dit-video data build toyworld latents --count 20000
+  dit-video train toyworld --data latents
+  dit-video data build clips/ latents --buckets 17x64x64,1x64x64 --workers 4 --min_motion 0.5
 """
 
 
@@ -41,11 +54,144 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
         "captions take held-out templates with heldout",
     )
     toy.add_argument("--force", action="store_true", help="write over clips that are there")
+    _add_build(kinds)
+
+
+def _add_build(kinds: "argparse._SubParsersAction") -> None:
+    build = kinds.add_parser(
+        "build",
+        help="encode the clips of a training source once, as shards that training reads",
+        description="Encodes the clips of a training source once: latents and captions as ArrayRecord shards.",
+        epilog=_BUILD_NOTE,
+    )
+    build.add_argument("src", metavar="SRC", help="an experiment, or a folder of clips")
+    build.add_argument("out", metavar="OUT", help="folder to write into, here or in an object store")
+    build.add_argument("--model", metavar="M", help="whose VAE encodes (default: that on board)")
+    build.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    build.add_argument("--count", type=int, help="clips of toyworld")
+    build.add_argument("--seed", type=int, help="of toyworld (default: as the experiment says)")
+    build.add_argument("--buckets", metavar="FxHxW,...", help="frames, height, width (default: the experiment's)")
+    build.add_argument(
+        "--held_out", type=float, default=0.05, help="share kept for the held-out loss (default %(default)s)"
+    )
+    build.add_argument(
+        "--pictures", type=int, default=4, help="frames of each clip encoded alone too (default %(default)s)"
+    )
+    build.add_argument("--chunk", type=int, default=16, help="clips encoded at once (default %(default)s)")
+    build.add_argument("--items", type=int, default=256, help="files or drawn clips a shard (default %(default)s)")
+    build.add_argument("--stored", choices=("float16", "float32"), default="float16", help="(default %(default)s)")
+    files = build.add_argument_group("for folders of clips")
+    files.add_argument(
+        "--workers", type=int, default=1, help="processes that read files; 0: none (default %(default)s)"
+    )
+    files.add_argument("--fps", type=float, help="frames a second of the clips (default: as the experiment says)")
+    files.add_argument(
+        "--scene", type=float, default=24.0,
+        help="change from frame to frame, of 255, that ends a scene; 0: a file is one scene (default %(default)s)",
+    )  # fmt: skip
+    files.add_argument("--min_seconds", type=float, default=0.0, help="shorter scenes are left out")
+    files.add_argument("--min_side", type=int, default=0, help="smaller files are left out: pixels of the shorter side")
+    files.add_argument("--min_motion", type=float, default=0.0, help="clips that change less, of 255, are left out")
+    files.add_argument("--max_motion", type=float, default=255.0, help="clips that change more are left out")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the clips, prints the folder (or one JSON object), and returns 0. Raises `BadInput` before any rendering
-    if a number cannot be, or if the folder has clips already or cannot be written."""
+    """Does what `kind` says, prints the folder (or one JSON object), and returns 0. Raises `BadInput` before any work
+    if a number cannot be, or if the folder cannot be written."""
+    return _build(args) if args.kind == "build" else _toyworld(args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from dit_video.cli.generate import prepare_jax
+    from dit_video.core.log import Progress
+    from dit_video.data.build import Builder, Options
+    from dit_video.data.scenes import Cutting
+    from dit_video.data.store import Store
+
+    cutting = Cutting(
+        scene=args.scene, min_seconds=args.min_seconds, min_side=args.min_side,
+        min_motion=args.min_motion, max_motion=args.max_motion,
+    )  # fmt: skip
+    options = Options(cutting.check(), args.pictures, args.chunk, args.items, args.stored).check()
+    buckets, material = _material(args, cutting)
+    prepare_jax(args.device)
+    vae, encode = _encoder(args.model, material.reader)
+    builder = Builder(Store(args.out), material, buckets, encode, vae, options)
+    progress = Progress(show=not args.quiet)
+    with progress.phase("build", steps=sum(map(len, material.items.values()))) as tick:
+        manifest = builder.run(tick)
+    if args.json:
+        shards = [shard for part in manifest["parts"].values() for shard in part]
+        told = {name: manifest[name] for name in ("clips", "broken", "dropped")}
+        size = {"shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
+        print(json.dumps({"path": args.out, **told, **size, "seconds": round(progress.seconds["build"], 2)}))
+    else:
+        print(args.out)
+    return 0
+
+
+def _material(args: argparse.Namespace, cutting: Any) -> tuple[Any, Any]:
+    """Buckets and items of SRC. Raises `BadInput` for what is neither an experiment nor a folder, and for buckets off
+    the rules."""
+    from dataclasses import replace
+
+    from dit_video.core.config import load_experiment, packaged_experiments
+    from dit_video.core.errors import BadInput
+    from dit_video.data.buckets import parse_buckets
+    from dit_video.data.build import folder, toyworld
+    from dit_video.data.folder import Folder
+    from dit_video.data.loader import Toyworld
+
+    if not 0 <= args.held_out < 1:
+        raise BadInput(f"held_out={args.held_out} is a share. Use a number from 0 to below 1.")
+    if args.workers < 0:
+        raise BadInput(f"workers={args.workers} is too small. Use 0 or more.")
+    named = args.src in packaged_experiments() or args.src.endswith(".py")
+    experiment = load_experiment(args.src if named else "finetune_folder")
+    source = experiment.data if named else replace(experiment.data, path=args.src.rstrip("/") or "/")
+    buckets = parse_buckets(args.buckets) if args.buckets else experiment.buckets
+    for bucket in buckets:
+        bucket.check()
+    if isinstance(source, Toyworld):
+        if not args.count or args.count < 1:
+            raise BadInput(f"{args.src} is endless: give --count, the number of clips")
+        source = source if args.seed is None else replace(source, seed=args.seed)
+        return buckets, toyworld(source, buckets, args.count, args.held_out)
+    if not isinstance(source, Folder):
+        raise BadInput(
+            f"{args.src}: its data are {type(source).__name__}; toyworld and folders of clips can be encoded"
+        )
+    if args.count is not None or args.seed is not None:
+        raise BadInput(f"--count and --seed are for toyworld; {args.src} has the clips that it has")
+    source = replace(source, held_out=args.held_out, fps=args.fps or source.fps)
+    return buckets, folder(source, buckets, cutting, args.workers)
+
+
+def _encoder(model: str | None, reader: Any) -> tuple[dict[str, Any], Any]:
+    """What the manifest says of the VAE, and the function that encodes a chunk."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from dit_video.data.shards import Posterior
+    from dit_video.train.denoise import encode_clips
+    from dit_video.weights.checkpoints import load_vae
+    from dit_video.weights.encoder import encoder_digest
+    from dit_video.weights.model import abstract
+
+    config, weights = load_vae(model)
+    graph, params = nnx.split(abstract(config))[0], jax.device_put(weights)
+
+    def encode(arrays: Any, bucket: int, numbers: Any) -> tuple[Posterior, Posterior]:
+        parts = jax.device_get(encode_clips(graph, params, arrays, bucket, reader, numbers))
+        clips, pictures = (Posterior(mean, np.exp(0.5 * logvar)) for mean, logvar in parts)
+        return clips, pictures
+
+    about = {"name": model or "board", "digest": encoder_digest(config, weights)}
+    return about | {"stride": config.stride, "factor": config.factor, "z": config.z}, encode
+
+
+def _toyworld(args: argparse.Namespace) -> int:
     _check(args)
     from dit_video.core.log import Progress
     from dit_video.data.toyworld.scene import FPS

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ Any field of the experiment can be given: --steps 500 --batch 16 --mesh.data 2 -
 examples:
   dit-video train toyworld --workdir runs/a
   dit-video train experiments/finetune_folder.py --data.path clips/ --workdir runs/mine
+  dit-video train toyworld --data latents --workdir runs/b     # what `dit-video data build` made, or a folder of clips
   dit-video generate "a red circle moves right" --model runs/a
 
 Stop it with Ctrl-C or SIGTERM at any time: a checkpoint is saved, and the same line goes on from there.
@@ -50,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
     experiment = load_experiment(args.experiment)
     changes = dict(args.overrides)
+    if "data" in changes:
+        from dit_video.data.latents import source_at
+
+        experiment = replace(experiment, data=source_at(changes.pop("data")))
     if args.init is not None:
         changes["init"] = args.init
     if args.vae is not None:

@@ -26,6 +26,17 @@ class Bucket:
         size_rule(self.height, self.width, multiple)
 
 
+def parse_buckets(text: str) -> tuple[Bucket, ...]:
+    """`17x64x64,1x64x64`: frames, height, width. Raises `BadInput`."""
+    found = []
+    for part in text.split(","):
+        numbers = part.strip().split("x")
+        if len(numbers) != 3 or not all(n.isdigit() and int(n) > 0 for n in numbers):
+            raise BadInput(f"bucket {part.strip()!r}: wants frames x height x width, such as 17x64x64")
+        found.append(Bucket(*map(int, numbers)))
+    return tuple(found)
+
+
 def nearest(buckets: Sequence[Bucket], frames: int, height: int, width: int) -> int | None:
     """Index of the bucket for a clip: of those that are not longer than the clip the one of the nearest aspect (in
     log space, so 2:1 is as far from 1:1 as 1:2 is), then the longest, then the nearest size. None: all are longer."""

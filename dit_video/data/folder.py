@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from dit_video.core.log import log
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket, nearest
 from dit_video.data.loader import Sample, generator, to_float
-from dit_video.data.video import VIDEO_SUFFIXES, iterate_video, resample_indices
+from dit_video.data.scenes import fit
+from dit_video.data.store import Store
+from dit_video.data.video import STILL_SUFFIXES, VIDEO_SUFFIXES, iterate_video, read_picture, resample_indices
 
-STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".gif", ".webp")
+TABLE = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,59 +42,51 @@ class Folder:
         return FolderReader(self, tuple(buckets), held_out)
 
 
-def list_clips(folder: Path) -> list[tuple[Path, str]]:
+def list_clips(store: Store) -> list[tuple[str, str]]:
     """(file, caption), sorted by name. Raises as `Folder.open`."""
-    if not folder.is_dir():
-        raise MissingError(f"--data.path {folder}: there is no such folder ({folder.absolute()})")
-    table = folder / "metadata.jsonl"
-    if table.is_file():
-        return _from_table(table)
+    if not store.is_folder():
+        raise MissingError(f"--data.path {store}: there is no such folder ({store.root})")
+    names = store.names()
+    if TABLE in names:
+        return _from_table(store)
     kinds = (*MOVING_SUFFIXES, *STILL_SUFFIXES)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in kinds and not p.name.startswith("."))
+    files = [n for n in names if n.lower().endswith(kinds) and not PurePosixPath(n).name.startswith(".")]
     if not files:
-        raise MissingError(f"{folder} holds no clips: looked for {', '.join(kinds)}, and for metadata.jsonl")
-    found, bare = [], []
-    for file in files:
-        text = file.with_suffix(".txt")
-        if text.is_file():
-            found.append((file, " ".join(text.read_text(encoding="utf-8", errors="replace").split())))
-        else:
-            found.append((file, ""))
-            bare.append(file.name)
+        raise MissingError(f"{store} holds no clips: looked for {', '.join(kinds)}, and for {TABLE}")
+    beside = {name: str(PurePosixPath(name).with_suffix(".txt")) for name in files}
+    texts = store.read_all(sorted(set(beside.values()) & set(names)))
+    found = [(name, " ".join(texts.get(text, b"").decode(errors="replace").split())) for name, text in beside.items()]
+    bare = [name for name, text in beside.items() if text not in texts]
     if bare:
         log.warning("%d of %d clips have no caption (a .txt beside them): %s ...", len(bare), len(files), bare[0])
     return found
 
 
-def _from_table(table: Path) -> list[tuple[Path, str]]:
+def _from_table(store: Store) -> list[tuple[str, str]]:
     found = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(store.read(TABLE).decode().splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found.append((table.parent / row["file_name"], " ".join(str(row["text"]).split())))
+            found.append((str(row["file_name"]), " ".join(str(row["text"]).split())))
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
-                f'{table}, line {number}: {error!r}. A line is {{"file_name": "a.mp4", "text": "a caption"}}.'
+                f'{store}/{TABLE}, line {number}: {error!r}. A line is {{"file_name": "a.mp4", "text": "a caption"}}.'
             ) from None
     if not found:
-        raise MissingError(f"{table} has no lines: it names no clips")
+        raise MissingError(f"{store}/{TABLE} has no lines: it names no clips")
     return sorted(found)
 
 
-def fit(frame: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Scaled to cover the size, with antialiasing, and cropped in the middle."""
-    from PIL import Image
-
-    h, w, _ = frame.shape
-    if (h, w) == (height, width):
-        return frame
-    scale = max(height / h, width / w)
-    box_h, box_w = height / scale, width / scale
-    top, left = (h - box_h) / 2, (w - box_w) / 2
-    picture = Image.fromarray(frame)
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, (left, top, left + box_w, top + box_h)))
+def part(clips: list[tuple[str, str]], share: float, held_out: bool) -> list[tuple[str, str]]:
+    """The clips of training, or those that it never sees: `share` of them, at least one. By the name, so that most
+    files stay on their side when others are added."""
+    if len(clips) < 2:
+        return clips
+    clips = sorted(clips, key=lambda clip: hashlib.sha256(PurePosixPath(clip[0]).name.encode()).digest())
+    count = max(1, round(len(clips) * share)) if share > 0 else 0
+    return clips[:count] if held_out and count else clips[count:]
 
 
 class FolderReader:
@@ -100,18 +94,19 @@ class FolderReader:
 
     def __init__(self, source: Folder, buckets: tuple[Bucket, ...], held_out: bool):
         self.source, self.buckets = source, buckets
-        clips = list_clips(Path(source.path))
+        store = Store(source.path)
+        if not store.here:
+            raise BadInput(
+                f"--data.path {source.path}: files are read from a folder here. Encode them once "
+                f"(dit-video data build {source.path} OUT), and train on that with --data OUT."
+            )
+        root = Path(store.root)
+        self.clips = [(root / name, text) for name, text in part(list_clips(store), source.held_out, held_out)]
         self.broken: dict[Path, str] = {}
         self.lengths: dict[Path, tuple[float, int, int]] = {}
         self.orders: dict[int, np.ndarray] = {}
-        if len(clips) > 1:
-            # By the name, so that a file stays on its side when others are added.
-            clips.sort(key=lambda clip: hashlib.sha256(clip[0].name.encode()).digest())
-            count = max(1, round(len(clips) * source.held_out)) if source.held_out > 0 else 0
-            clips = clips[:count] if held_out and count else clips[count:]
-        self.clips = clips
         if not held_out:
-            log.info("%d clips in %s", len(clips), source.path)
+            log.info("%d clips in %s", len(self.clips), source.path)
 
     def load(self, draw: int) -> Sample | None:
         epoch, place = divmod(draw, len(self.clips))
@@ -132,10 +127,7 @@ class FolderReader:
     def _read(self, path: Path, rng: np.random.Generator) -> tuple[int, UInt8[np.ndarray, "T H W 3"]]:
         """Bucket, and frames in its size; of a longer video a stretch that starts anywhere."""
         if path.suffix.lower() in STILL_SUFFIXES:
-            from PIL import Image
-
-            with Image.open(path) as picture:
-                still = np.asarray(picture.convert("RGB"))
+            still = read_picture(path)
             which = self._bucket(1, *still.shape[:2])
             bucket = self.buckets[which]
             return which, fit(still, bucket.height, bucket.width)[None]

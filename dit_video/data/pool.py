@@ -18,6 +18,12 @@ from dit_video.data.loader import Reader, Sample, generator, one_shape, stack
 _BATCH, _ORDER, _BUCKETS, _PICTURES = 1, 2, 3, 4  # what a generator is for
 
 
+OTHER_DATA = (
+    "the checkpoint was made with other data or other buckets, and the order of clips cannot be kept: start a new run "
+    "from its weights (--init RUN --workdir NEW)"
+)
+
+
 @dataclass(frozen=True)
 class Pool:
     """Size and use of a pool."""
@@ -63,7 +69,8 @@ def draw_pictures(rng: np.random.Generator, clips: int, pictures: int, frames: i
 
 class PoolStream:
     """Batches of encoded clips of one bucket for ever: `(bucket, Encoded, rng)`, where `rng` is a generator that
-    belongs to this batch alone. State: the number of the pool and of the batch in it."""
+    belongs to this batch alone and is the same on every process. State: the number of the pool and of the batch in it,
+    and how many processes the clips were dealt to."""
 
     def __init__(
         self,
@@ -86,14 +93,23 @@ class PoolStream:
             )
         self.reader, self.encode, self.tokenize, self.settings = reader, encode, tokenize, settings
         self.batch, self.seed, self.process, self.processes, self.say = batch, seed, process, processes, latest
-        self.restore({"pool": 0, "batch": 0})
+        self.pool = self.place = 0
+        self.made: tuple[int, dict[int, Encoded], list[tuple[int, np.ndarray]]] | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"pool": self.pool, "batch": self.place}
+        return {"pool": self.pool, "batch": self.place, "processes": self.processes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.pool, self.place = int(state["pool"]), int(state["batch"])
-        self.made: tuple[int, dict[int, Encoded], list[tuple[int, np.ndarray]]] | None = None
+        """Goes on after the batch at which `state` was taken. Raises `BadInput` when the order cannot be kept."""
+        if "pool" not in state:
+            raise BadInput(OTHER_DATA)
+        if (then := state.get("processes", self.processes)) != self.processes:
+            raise BadInput(
+                f"the checkpoint dealt its clips to {then} processes, there are {self.processes}: the order cannot be "
+                f"kept. Start {then} again; or train on clips encoded once (dit-video data build), which any number "
+                "reads alike."
+            )
+        self.pool, self.place, self.made = int(state["pool"]), int(state["batch"]), None
 
     def __iter__(self) -> Iterator[tuple[int, Encoded, np.random.Generator]]:
         return self
@@ -104,7 +120,7 @@ class PoolStream:
             self.pool, self.place = self.pool + 1, 0
             clips, order = self._pool()
         bucket, index = order[self.place]
-        rng = generator(_BATCH, self.seed, self.pool, self.process, self.place)
+        rng = generator(_BATCH, self.seed, self.pool, 0, self.place)
         self.place += 1
         return bucket, clips[bucket].take(index), rng
 

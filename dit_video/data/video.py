@@ -20,6 +20,7 @@ from dit_video.core.errors import BadInput, MissingError
 Frames = UInt8[np.ndarray, "T H W 3"]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PICTURE_SUFFIXES = (".gif", ".webp", ".png")  # Pillow writes and reads these
+STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 WRITE_SUFFIXES = (".mp4", *PICTURE_SUFFIXES)
 BT709 = 1  # of H.273: the same number for matrix, primaries and transfer
 LIMITED_RANGE, FULL_RANGE = 1, 2  # "TV" 16..235 and "PC" 0..255, as libav counts them
@@ -58,7 +59,8 @@ class VideoWriter:
 
     By suffix: `.mp4` (H.264 yuv420p in BT.709, index in front, metadata as JSON in the `comment` tag), `.gif`,
     `.webp` (both animated), `.png` (a sheet of the frames). MP4 is encoded as frames come; the others are kept in
-    memory to the end. The file appears under its name only when it is whole, and not at all after an exception.
+    memory to the end. `metadata` may be set until the end as well. The file appears under its name only when it is
+    whole, and not at all after an exception.
 
     Raises BadInput for an unknown suffix, odd sizes in MP4 (yuv420p halves the colour grid), or a wrong frame.
     """
@@ -79,6 +81,7 @@ class VideoWriter:
         self._container: Any = None
         self._stream: Any = None
         self._shape: tuple[int, ...] | None = None
+        self._tagged: dict[str, Any] | None = None  # the metadata that stands in the container
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -115,6 +118,8 @@ class VideoWriter:
                 for packet in self._stream.encode(None):
                     self._container.mux(packet)
                 self._container.close()
+                if self.metadata != self._tagged:
+                    _retag(self.partial, self.metadata)
             else:
                 _write_pictures(self.partial, np.stack(self._frames), self.fps, self.metadata)
             os.replace(self.partial, self.path)
@@ -141,6 +146,7 @@ class VideoWriter:
         self._container = av.open(str(self.partial), "w", options={"movflags": "+faststart"})
         if self.metadata:
             self._container.metadata["comment"] = json.dumps(self.metadata, ensure_ascii=False)
+        self._tagged = None if self.metadata is None else dict(self.metadata)
         rate = Fraction(self.fps).limit_denominator(1001 * 60)
         stream = self._container.add_stream("libx264", rate=rate, options={"crf": str(self.crf), "preset": "medium"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -160,6 +166,24 @@ class VideoWriter:
         picture.pts, picture.time_base = self._count, self._stream.codec_context.time_base
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
+
+
+def _retag(path: Path, metadata: dict[str, Any] | None) -> None:
+    """The same packets with another comment: the tag is written before the first frame."""
+    import av
+
+    copy = path.with_name(f".{path.name}")
+    try:
+        with av.open(str(path)) as old, av.open(str(copy), "w", options={"movflags": "+faststart"}) as new:
+            new.metadata["comment"] = json.dumps(metadata, ensure_ascii=False)
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(old.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    new.mux(packet)
+        os.replace(copy, path)
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def write_video(
@@ -291,6 +315,19 @@ def _iterate_pictures(path: Path, start: float):
             yield frame, float(time), fps, metadata
 
 
+def read_picture(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
+    """A still as upright RGB (a camera's EXIF orientation is followed). Raises MissingError and BadInput."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be decoded ({error}).") from error
+
+
 def _parse(comment: str | bytes) -> dict[str, Any]:
     """Our JSON if it is ours; whatever else stands in the comment is nobody's error."""
     if isinstance(comment, bytes):
@@ -302,20 +339,25 @@ def _parse(comment: str | bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
+def begins_by(fps: float) -> float:
+    """Seconds after its time within which a frame counts as begun: files round timestamps to a millisecond."""
+    return min(1.1e-3, 0.25 / fps)
+
+
 def resample_indices(
     timestamps: Float[np.ndarray, "T"], fps: float, count: int | None = None, start: float | None = None
 ) -> Int[np.ndarray, "N"]:
     """Which source frames stand on screen at start + k / fps: the last that began by then.
 
     By timestamps, so variable-rate files keep their speed. `start` in seconds, the first frame's by default;
-    `count` frames, or as many as there are up to the last frame. A frame that begins within a millisecond counts
-    as begun: files round timestamps to that.
+    `count` frames, or as many as there are up to the last frame. A frame that begins a moment later (`begins_by`)
+    counts as begun.
     """
     timestamps = np.asarray(timestamps, np.float64)
     if len(timestamps) == 0 or not fps > 0:
         raise BadInput(f"resample_indices: needs frames and fps above zero; got {len(timestamps)} frames, fps={fps}.")
     start = float(timestamps[0]) if start is None else start
-    slack = min(1.1e-3, 0.25 / fps)
+    slack = begins_by(fps)
     if count is None:
         count = int(np.floor((timestamps[-1] - start + slack) * fps)) + 1
     wanted = start + np.arange(count) / fps

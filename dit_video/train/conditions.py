@@ -74,11 +74,19 @@ def _draw(rng: np.random.Generator, shares: dict[str, float], n: int) -> np.ndar
     return rng.choice(np.array(list(shares)), size=n, p=p / p.sum())
 
 
-def assemble(samples: Samples, rng: np.random.Generator, mix: Conditions, slots: int, eos: int = 1) -> Batch:
+def assemble(
+    samples: Samples,
+    rng: np.random.Generator,
+    mix: Conditions,
+    slots: int,
+    eos: int = 1,
+    rows: np.random.Generator | None = None,
+) -> Batch:
     """Cuts `slots` latent frames from each sample and decides what is known.
 
-    A whole batch either has one extra latent frame a clip or none. Cases that the samples cannot give (mid-stream
-    crops of clips that are no longer than `slots`, pictures of a still) fall back to *text*.
+    A whole batch either has one extra latent frame a clip or none: that is drawn from `rng`, which is the same in every
+    process of a run; what each clip gets from `rows` (None: from `rng` too), a process's own. Cases that the samples
+    cannot give (mid-stream crops of clips that are no longer than `slots`, pictures of a still) fall back to *text*.
     Raises `BadInput` when the samples are shorter than `slots`.
     """
     b, n, h, w, c = samples.latents.shape
@@ -88,7 +96,9 @@ def assemble(samples: Samples, rng: np.random.Generator, mix: Conditions, slots:
     if n == slots:  # no room to start mid-stream
         plain["tail"] = extra["tail_with_sink"] = extra["window"] = 0.0
     inside = samples.picture_frames <= 4 * (slots - 1)  # (B, P)
-    if slots == 1 or not inside.any(axis=1).all():
+    # Processes must agree without seeing one another's clips: each has a picture in its first half (`draw_pictures`).
+    each = inside.any(axis=1).all() if rows is None else inside.shape[1] > 0 and n - 1 <= 2 * (slots - 1)
+    if slots == 1 or not each:
         extra["picture"] = 0.0
     if slots == 1:
         plain = {"text": 1.0}
@@ -97,6 +107,7 @@ def assemble(samples: Samples, rng: np.random.Generator, mix: Conditions, slots:
     if total == 0:
         plain["text"] = total = 1.0
     with_extra = rng.random() < sum(extra.values()) / total
+    rng = rng if rows is None else rows
     cases = _draw(rng, extra if with_extra else plain, b) if with_extra or sum(plain.values()) else np.full(b, "text")
 
     latents = np.empty((b, slots, h, w, c), np.float32)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from dit_video.core.errors import BadInput
 from dit_video.core.log import log
 from dit_video.core.mesh import Rules
+from dit_video.data.latents import EncodedStream, LatentReader
 from dit_video.data.loader import Reader
 from dit_video.data.pool import Pool, PoolStream
 from dit_video.diffusion.flow import RectifiedFlow, flow_loss, training_time
@@ -24,6 +25,7 @@ from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
 from dit_video.train.experiment import Experiment
 from dit_video.weights.checkpoints import Run, load_tokenizer, load_vae, scheduler
+from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import Defaults, Model
 
@@ -114,6 +116,9 @@ class Denoise:
         """The weights of `--init`."""
         return base.start and {name: base.start.params[name] for name in ("dit", "text")}
 
+    def frozen(self, base: Any, mesh: Any, rules: Rules) -> None:
+        """Nothing: all that the loss uses is learnt."""
+
     def loss(
         self, modules: dict[str, Any], batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
@@ -147,24 +152,27 @@ class Denoise:
         """Nothing is missing: VAE and tokenizer were kept from the start."""
 
 
+Posterior = tuple[Float[Array, "n T H W z"], Float[Array, "n T H W z"]]  # mean and log-variance, raw
+Pictures = tuple[Float[Array, "n P H W z"], Float[Array, "n P H W z"]]
+
+
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def encode_clips(
-    graph: nnx.GraphDef, params: Any, arrays: Any, bucket: int, reader: Reader, numbers: Any
-) -> tuple[Any, Any]:
-    """Normalised latents of whole clips, and of the frames `numbers` (n, P), each encoded alone.
+    graph: nnx.GraphDef, params: Any, arrays: Any, bucket: int, reader: Any, numbers: Any
+) -> tuple[Posterior, Pictures]:
+    """Latents of whole clips, and of the frames `numbers` (n, P), each encoded alone.
 
     The VAE's weights are an argument, not constants of the program.
     """
     vae = nnx.merge(graph, params)
     frames = reader.frames(arrays, bucket)
-    latents = vae.normalize(vae.encode(frames)[0])
+    clips = vae.encode(frames)
     n, pictures = numbers.shape
     if pictures == 0:
-        return latents, jnp.zeros((n, 0, *latents.shape[2:]), latents.dtype)
+        return clips, jax.tree.map(lambda z: jnp.zeros((n, 0, *z.shape[2:]), z.dtype), clips)
     alone = jnp.take_along_axis(frames, numbers[:, :, None, None, None], axis=1)
-    alone = alone.reshape(n * pictures, 1, *frames.shape[2:])
-    encoded = vae.normalize(vae.encode(alone)[0])
-    return latents, encoded.reshape(n, pictures, *latents.shape[2:])
+    encoded = vae.encode(alone.reshape(n * pictures, 1, *frames.shape[2:]))
+    return clips, jax.tree.map(lambda z: z.reshape(n, pictures, *z.shape[2:]), encoded)
 
 
 class LatentStream:
@@ -183,10 +191,18 @@ class LatentStream:
             pool = replace(pool, clips=experiment.batch * experiment.eval_batches, reuse=1.0)
             mix = replace(mix, drop_caption=0.0)
         self.mix, self.held_out = mix, held_out
-        self.pool = PoolStream(
-            reader, self._encode, self._tokenize, pool, experiment.batch // processes,
-            experiment.seed, process, processes, log.debug,
-        )  # fmt: skip
+        self.process, self.processes = process, processes
+        batch = experiment.batch // processes
+        self.pool: PoolStream | EncodedStream
+        if isinstance(reader, LatentReader):
+            reader.check_vae(encoder_digest(base.vae, base.vae_params), experiment.vae or experiment.init or "board")
+            self.pool = EncodedStream(
+                reader, self._normalise, self._tokenize, batch, experiment.seed, process, processes, pool.threads
+            )
+        else:
+            self.pool = PoolStream(
+                reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, log.debug
+            )
 
     def state(self) -> dict[str, Any]:
         return self.pool.state()
@@ -205,10 +221,20 @@ class LatentStream:
         slots = crops[int(rng.choice(len(crops), p=shares / shares.sum()))].slots
         slots = min(slots, 1 + (frames - 1) // self.base.vae.stride)
         samples = Samples(clips.latents, clips.pictures, clips.picture_frames, clips.ids, clips.length)
-        return assemble(samples, rng, self.mix, slots, self.eos)
+        # Shapes come from `rng`, which all processes share; rows from one of their own.
+        rows = rng if self.processes == 1 else rng.spawn(self.processes)[self.process]
+        return assemble(samples, rng, self.mix, slots, self.eos, rows)
 
     def _encode(self, arrays: Any, bucket: int, numbers: np.ndarray) -> tuple[Any, Any]:
-        return encode_clips(self.graph, self.params, arrays, bucket, self.reader, numbers)
+        encoded = encode_clips(self.graph, self.params, arrays, bucket, self.reader, numbers)
+        clips, pictures = (self._normalise(np.asarray(mean)) for mean, _ in encoded)
+        return clips, pictures
+
+    def _normalise(self, z: np.ndarray) -> np.ndarray:
+        """As `VAE.normalize`, on the host."""
+        vae = self.base.vae
+        mean, std = vae.latents_mean or (0.0,) * vae.z, vae.latents_std or (1.0,) * vae.z
+        return (z - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
     def _tokenize(self, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
         tokens = self.base.tokenizer.encode(captions, max_length=self.objective.tokens)

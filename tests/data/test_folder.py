@@ -8,7 +8,7 @@ import pytest
 
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.data.buckets import Bucket
-from dit_video.data.folder import Folder, fit
+from dit_video.data.folder import Folder
 from dit_video.data.loader import Loader
 from dit_video.data.video import write_video
 
@@ -107,12 +107,3 @@ def test_a_folder_without_clips(tmp_path):
         Folder(str(tmp_path / "nothing")).open(BUCKETS)
     with pytest.raises(MissingError, match="no clips"):
         Folder(str(tmp_path)).open(BUCKETS)
-
-
-def test_fit_covers_and_crops_the_middle():
-    frame = np.zeros((20, 60, 3), np.uint8)
-    frame[:, 20:40] = 255
-    square = fit(frame, 10, 10)
-    assert square.shape == (10, 10, 3)
-    assert square[:, 1:-1].min() > 250
-    assert fit(frame, 20, 60) is frame
