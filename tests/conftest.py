@@ -23,6 +23,9 @@ from beartype import BeartypeConf, beartype
 # Eight devices on the CPU, so that shardings are tried for real; `make_mesh(shape, jax.devices()[:1])` is one device.
 # A setting and not an environment variable: processes that tests start see the machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile much and run little: LLVM's expensive passes cost three times what the tests themselves do. Processes that
+# tests start have them.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 def holds_shape(hint: typing.Any) -> bool:
