@@ -124,6 +124,9 @@ class FolderReader:
             return None
         return Sample(draw, bucket, caption, {"frames": frames})
 
+    def bucket(self, draw: int) -> None:
+        """Only the file's frames tell."""
+
     def _read(self, path: Path, rng: np.random.Generator) -> tuple[int, UInt8[np.ndarray, "T H W 3"]]:
         """Bucket, and frames in its size; of a longer video a stretch that starts anywhere."""
         if path.suffix.lower() in STILL_SUFFIXES:

@@ -127,7 +127,7 @@ class LatentReader:
     def load(self, draw: int) -> Sample | None:
         """None, named and counted, for a record that is damaged. Raises `BadInput` when many are."""
         index = draw % self.total
-        bucket = max(b for b, first in self.first.items() if first <= index)
+        bucket = self.bucket(draw)
         shard, record = self.places[bucket][index - self.first[bucket]]
         try:
             found = unpack(self._shard(shard).read([record])[0])
@@ -141,6 +141,9 @@ class LatentReader:
             "picture_frames": found.picture_frames,
         }
         return Sample(draw, bucket, found.caption, arrays)
+
+    def bucket(self, draw: int) -> int:
+        return max(b for b, first in self.first.items() if first <= draw % self.total)
 
     def _draw(self, posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(posterior.mean.shape, np.float32)

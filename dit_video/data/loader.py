@@ -46,6 +46,10 @@ class Reader(Protocol):
         """None for a clip that cannot be read, which the reader has then named and counted."""
         ...
 
+    def bucket(self, draw: int) -> int | None:
+        """The bucket of a clip where it is known without loading it; None: only loading tells."""
+        ...
+
     def frames(self, arrays: Any, bucket: int) -> Video:
         """Pixels in [-1, 1] of a batch of `Sample.arrays`; pure, for use inside jit."""
         ...
@@ -92,9 +96,12 @@ class ToyworldReader:
     def load(self, draw: int) -> Sample:
         from dit_video.data.toyworld.motion import scene_arrays
 
-        which = self.order[draw % len(self.order)]
+        which = self.bucket(draw)
         scene, caption = self.scene(draw, self.buckets[which])
         return Sample(draw, which, caption, scene_arrays(scene))
+
+    def bucket(self, draw: int) -> int:
+        return self.order[draw % len(self.order)]
 
     def scene(self, draw: int, bucket: Bucket) -> tuple[Any, str]:
         """The scene of a draw and its caption."""
@@ -124,12 +131,30 @@ def stack(samples: Sequence[Sample]) -> Clips:
     return Clips(samples[0].bucket, tuple(s.caption for s in samples), arrays, tuple(s.draw for s in samples))
 
 
-def one_shape(buckets: Sequence[Bucket], processes: int) -> None:
-    """Raises `BadInput` for several processes with several buckets: each process fills its own batches, and all must
-    step with the same shapes."""
-    if processes > 1 and len(buckets) > 1:
+def deal_draws(reader: Reader, first: int, count: int, process: int, processes: int) -> list[int]:
+    """A process's part of the draws `first .. first + count - 1`, such that the n-th of every process is of the same
+    bucket: all step with the same shapes, without asking one another. Draws that do not go round are nobody's.
+
+    Raises `BadInput` for several processes and several buckets where only loading a clip tells its bucket.
+    """
+    if processes > 1 and len(reader.buckets) > 1 and reader.bucket(first) is None:
         raise BadInput(
-            f"{processes} processes and {len(buckets)} buckets: several processes train with one bucket as yet"
+            f"{processes} processes and {len(reader.buckets)} buckets: which clip is of which bucket is not known "
+            "before it is read. Encode the clips once (dit-video data build SRC OUT) and train with --data OUT."
+        )
+    of_bucket: dict[int | None, list[int]] = {}
+    for draw in range(first, first + count):
+        of_bucket.setdefault(reader.bucket(draw), []).append(draw)
+    rounds = [d[i : i + processes] for d in of_bucket.values() for i in range(0, len(d) - processes + 1, processes)]
+    return [one[process] for one in sorted(rounds)]
+
+
+def same_processes(state: dict[str, Any], processes: int) -> None:
+    """Raises `BadInput` for a state whose clips were dealt to another number of processes."""
+    if (then := state.get("processes", processes)) != processes:
+        raise BadInput(
+            f"the checkpoint dealt its clips to {then} processes, there are {processes}: the order cannot be kept. "
+            f"Start {then} again; or train on clips encoded once (dit-video data build), which any number reads alike."
         )
 
 
@@ -140,37 +165,48 @@ def to_float(frames: Any) -> Any:
 
 class Loader:
     """Batches of `batch` clips of one bucket for ever, in the order in which buckets fill up. Every clip that is loaded
-    is used. Of several processes each takes every n-th draw.
+    is used. Several processes share the clips, and their n-th batches are of one bucket (`deal_draws`).
 
-    State: the place in the sequence and the clips that wait for their bucket to fill. It does not depend on threads.
+    State: the place in the process's sequence and the places that wait for their bucket to fill, which are the same on
+    every process, and how many these are. It does not depend on threads.
     """
 
+    BLOCK = 64  # draws of a process that are dealt at once
+
     def __init__(self, reader: Reader, batch: int, threads: int = 2, process: int = 0, processes: int = 1):
-        one_shape(reader.buckets, processes)
-        self.reader, self.batch, self.threads = reader, batch, threads
-        self.process, self.processes = process, processes
+        self.reader, self.batch, self.threads, self.processes = reader, batch, threads, processes
+        self.block = processes * self.BLOCK
+        self.dealt = deal_draws(reader, 0, self.block, process, processes)
+        again = deal_draws(reader, self.block, self.block, process, processes)
+        if [draw - self.block for draw in again] != self.dealt:
+            raise BadInput(
+                f"{len(reader.buckets)} buckets and {processes} processes: buckets must repeat every {self.BLOCK}"
+            )
         self.restore({"next": 0, "waiting": {}})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on after the batch at which `state` was taken."""
+        same_processes(state, self.processes)
         self.next = int(state["next"])
-        self.waiting: dict[int, list[Sample]] = {}
-        for bucket, draws in state["waiting"].items():
-            loaded = [self.reader.load(int(d)) for d in draws]
+        self.waiting: dict[int, list[tuple[int, Sample]]] = {}
+        for bucket, places in state["waiting"].items():
+            loaded = [self._load(int(place)) for place in places]
             self.waiting[int(bucket)] = [s for s in loaded if s is not None]
         # Places in this process's sequence; None (a broken clip) is dropped by grain, the places after it stay.
         places = grain.MapDataset.range(self.next, 2**40).map(self._load)
         self.reading = iter(places.to_iter_dataset(grain.ReadOptions(self.threads, 4 * self.threads)))
 
     def _load(self, place: int) -> tuple[int, Sample] | None:
-        sample = self.reader.load(place * self.processes + self.process)
+        block, within = divmod(place, len(self.dealt))
+        sample = self.reader.load(block * self.block + self.dealt[within])
         return None if sample is None else (place, sample)
 
     def state(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "next": self.next,
-            "waiting": {str(b): [s.draw for s in w] for b, w in sorted(self.waiting.items()) if w},
+            "waiting": {str(b): [place for place, _ in w] for b, w in sorted(self.waiting.items()) if w},
+            "processes": self.processes,
         }
 
     def __iter__(self) -> Iterator[Clips]:
@@ -181,7 +217,7 @@ class Loader:
             place, sample = next(self.reading)
             self.next = place + 1
             full = self.waiting.setdefault(sample.bucket, [])
-            full.append(sample)
+            full.append((place, sample))
             if len(full) == self.batch:
                 del self.waiting[sample.bucket]
-                return stack(full)
+                return stack([sample for _, sample in full])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dit_video.core.errors import BadInput
-from dit_video.data.loader import Reader, Sample, generator, one_shape, stack
+from dit_video.data.loader import Reader, Sample, deal_draws, generator, same_processes, stack
 
 _BATCH, _ORDER, _BUCKETS, _PICTURES = 1, 2, 3, 4  # what a generator is for
 
@@ -84,7 +84,7 @@ class PoolStream:
         processes: int = 1,
         latest: Callable[[str], None] = lambda message: None,
     ):
-        one_shape(reader.buckets, processes)
+        deal_draws(reader, 0, 1, process, processes)  # said now, not after the VAE was compiled
         if settings.clips % processes:
             raise BadInput(f"pool.clips={settings.clips} does not divide over {processes} processes")
         if settings.clips < batch * processes / max(settings.reuse, 1e-9):
@@ -103,12 +103,7 @@ class PoolStream:
         """Goes on after the batch at which `state` was taken. Raises `BadInput` when the order cannot be kept."""
         if "pool" not in state:
             raise BadInput(OTHER_DATA)
-        if (then := state.get("processes", self.processes)) != self.processes:
-            raise BadInput(
-                f"the checkpoint dealt its clips to {then} processes, there are {self.processes}: the order cannot be "
-                f"kept. Start {then} again; or train on clips encoded once (dit-video data build), which any number "
-                "reads alike."
-            )
+        same_processes(state, self.processes)
         self.pool, self.place, self.made = int(state["pool"]), int(state["batch"]), None
 
     def __iter__(self) -> Iterator[tuple[int, Encoded, np.random.Generator]]:
@@ -147,16 +142,16 @@ class PoolStream:
 
     def make(self, pool: int) -> dict[int, Encoded]:
         """Loads and encodes pool number `pool`. Raises `BadInput` when none of its clips can be read."""
-        each = self.settings.clips // self.processes
-        first = pool * self.settings.clips + self.process
-        self.say(f"encoding clips {first} .. {first + self.settings.clips - 1}")
-        draws = grain.MapDataset.range(first, first + self.settings.clips, self.processes).map(self.reader.load)
-        options = grain.ReadOptions(self.settings.threads, min(each, 16 * self.settings.threads))
+        first, count = pool * self.settings.clips, self.settings.clips
+        self.say(f"encoding clips {first} .. {first + count - 1}")
+        mine = deal_draws(self.reader, first, count, self.process, self.processes)
+        draws = grain.MapDataset.source(mine).map(self.reader.load)
+        options = grain.ReadOptions(self.settings.threads, min(len(mine), 16 * self.settings.threads))
         of_bucket: dict[int, list[Sample]] = {}
         for sample in draws.to_iter_dataset(options):
             of_bucket.setdefault(sample.bucket, []).append(sample)
         if not of_bucket:
-            raise BadInput(f"none of {each} clips could be read: the data holds no file that decodes")
+            raise BadInput(f"none of {len(mine)} clips could be read: the data holds no file that decodes")
         return {b: self._encode(samples, b, pool) for b, samples in sorted(of_bucket.items())}
 
     def _encode(self, samples: list[Sample], bucket: int, pool: int) -> Encoded:

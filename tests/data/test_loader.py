@@ -15,14 +15,21 @@ BUCKETS = (Bucket(5, 32, 32, 0.6), Bucket(9, 32, 16, 0.4))
 
 
 class Counting:
-    """A reader whose clip is its own number; every seventh cannot be read."""
+    """A reader whose clip is its own number; every `broken`th cannot be read."""
 
-    def __init__(self, buckets=BUCKETS):
-        self.buckets = buckets
+    def __init__(self, buckets=BUCKETS, broken=7, known=True):
+        self.buckets, self.broken, self.known = buckets, broken, known
+
+    def bucket(self, draw):
+        return draw % len(self.buckets) if self.known else None
 
     def load(self, draw):
         bucket = draw % len(self.buckets)
-        return None if draw % 7 == 3 else Sample(draw, bucket, f"clip {draw}", {"x": np.full(2, draw)})
+        return (
+            None
+            if self.broken and draw % self.broken == 3
+            else Sample(draw, bucket, f"clip {draw}", {"x": np.full(2, draw)})
+        )
 
 
 def take(loader, n):
@@ -58,8 +65,34 @@ def test_processes_share_the_clips():
     assert not draws[0] & draws[1]
     assert {d % 2 for d in draws[0]} == {0}
     assert {d % 2 for d in draws[1]} == {1}
-    with pytest.raises(BadInput, match="2 processes and 2 buckets"):
-        Loader(Counting(), 2, process=0, processes=2)
+    with pytest.raises(BadInput, match="2 processes and 2 buckets.*data build"):
+        Loader(Counting(known=False), 2, process=0, processes=2)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_step_with_the_same_buckets(processes):
+    loaders = [Loader(Counting(broken=None), 2, process=p, processes=processes) for p in range(processes)]
+    steps = [take(loader, 90) for loader in loaders]
+    for batches in zip(*steps, strict=True):
+        assert len({b.bucket for b in batches}) == 1
+    draws = [[d for b in batches for d in b.draws] for batches in steps]
+    used = sorted(d for each in draws for d in each)
+    assert len(set(used)) == len(used), "no clip twice"
+    assert len(used) >= 0.98 * max(used)
+    first, second = json.loads(json.dumps(loaders[0].state())), loaders[1].state()
+    assert first == second, "one state is stored, and goes for all"
+    again = Loader(Counting(broken=None), 2, process=1, processes=processes)
+    again.restore(first)
+    assert [b.draws for b in take(again, 5)] == [b.draws for b in take(loaders[1], 5)]
+    with pytest.raises(BadInput, match=f"to {processes} processes, there are 1"):
+        Loader(Counting(), 2).restore(first)
+
+
+def test_a_toyworld_of_several_buckets_goes_to_several_processes():
+    loaders = [Loader(Toyworld().open(BUCKETS), 2, process=p, processes=2) for p in range(2)]
+    assert loaders[0].reader.load(77).bucket == loaders[0].reader.bucket(77)
+    batches = list(zip(*(take(loader, 6) for loader in loaders), strict=True))
+    assert all(a.bucket == b.bucket and not set(a.draws) & set(b.draws) for a, b in batches)
 
 
 def test_a_toyworld_clip_is_a_function_of_seed_and_draw():

@@ -16,8 +16,11 @@ BUCKETS = (Bucket(9, 32, 32), Bucket(1, 32, 32))
 class Counting:
     """A reader whose clip is its own number; three quarters are of the first bucket; every eleventh is broken."""
 
-    def __init__(self, broken=11, buckets=BUCKETS):
-        self.broken, self.buckets = broken, buckets
+    def __init__(self, broken=11, buckets=BUCKETS, known=True):
+        self.broken, self.buckets, self.known = broken, buckets, known
+
+    def bucket(self, draw):
+        return int(draw % 4 == 3) % len(self.buckets) if self.known else None
 
     def load(self, draw):
         bucket = int(draw % 4 == 3) % len(self.buckets)
@@ -40,8 +43,8 @@ def tokenize(captions):
     return np.array([[int(c), 1] for c in captions], np.int32), np.full(len(captions), 2, np.int32)
 
 
-def stream(seed=0, reuse=2.0, broken=11, clips=24, batch=4, buckets=BUCKETS, **more):
-    return PoolStream(Counting(broken, buckets), encode, tokenize, Pool(clips, reuse, 2, 5), batch, seed, **more)
+def stream(seed=0, reuse=2.0, broken=11, clips=24, batch=4, buckets=BUCKETS, known=True, **more):
+    return PoolStream(Counting(broken, buckets, known), encode, tokenize, Pool(clips, reuse, 2, 5), batch, seed, **more)
 
 
 def summary(item):
@@ -92,8 +95,23 @@ def test_processes_hold_different_clips():
     parts = [stream(clips=32, broken=10**9, process=p, processes=2, buckets=BUCKETS[:1]) for p in range(2)]
     used = [{n for _ in range(8) for n in summary(next(s))[1]} for s in parts]
     assert used == [set(range(p, 32, 2)) for p in range(2)]
-    with pytest.raises(BadInput, match="2 processes and 2 buckets"):
-        stream(clips=32, process=0, processes=2)
+    with pytest.raises(BadInput, match="2 processes and 2 buckets.*data build"):
+        stream(clips=32, process=0, processes=2, known=False)
+
+
+def test_processes_step_with_the_same_buckets_and_generators():
+    parts = [stream(clips=40, broken=10**9, batch=2, process=p, processes=2) for p in range(2)]
+    items = [[next(s) for _ in range(60)] for s in parts]
+    assert {bucket for bucket, _, _ in items[0]} == {0, 1}
+    for (bucket, a, rng), (other, b, gen) in zip(*items, strict=True):
+        assert bucket == other and not set(a.ids[:, 0]) & set(b.ids[:, 0])
+        assert rng.integers(1 << 30) == gen.integers(1 << 30), "what shapes depend on is drawn alike"
+    state = json.loads(json.dumps(parts[0].state()))
+    assert state == parts[1].state()
+    with pytest.raises(BadInput, match="to 2 processes, there are 1.*data build"):
+        stream(clips=40).restore(state)
+    with pytest.raises(BadInput, match="other data"):
+        stream(clips=40).restore({"used": {}})
 
 
 def test_pictures_are_frames_that_a_short_crop_has():

@@ -92,3 +92,17 @@ def test_seeded_and_bad_input():
         cut(slots=10, text=1)
     with pytest.raises(BadInput, match="must be positive"):
         cut(text=0)
+
+
+def test_processes_agree_on_shapes_and_draw_their_rows_apart():
+    """Pictures lie in the first half of a clip, so where a crop reaches no further, no process takes that case."""
+    for slots in (2, 3, 5, 9):
+        for seed in range(20):
+            parts = []
+            for process in range(2):
+                rng = np.random.default_rng(seed)
+                frames = np.random.default_rng((seed, process)).integers(1, 17, (16, 2))
+                part = replace(samples(), picture_frames=frames)
+                parts.append(assemble(part, rng, Conditions(), slots, rows=rng.spawn(2)[process]))
+            assert (parts[0].extra is None) == (parts[1].extra is None)
+    assert not np.array_equal(parts[0].length, parts[1].length), "captions are dropped apart"
