@@ -23,9 +23,12 @@ from dit_video.core.errors import BadInput, DitVideoError, MissingError, OutOfMe
 
 VERBS = {
     "generate": "a prompt becomes a video file",
+    "decode": "saved latents become a video file",
     "train": "run or resume an experiment",
     "data": "make data: clips of toyworld with captions and scenes",
     "eval": "measure whether generated videos do what their prompts say",
+    "import": "a public checkpoint becomes a model folder",
+    "export": "a model becomes files for other programs",
     "inspect": "how a clip was made; makes it again and compares",
     "doctor": "devices, versions, codecs, cache, disk; what to install",
     "warmup": "compiles ahead for given shapes",

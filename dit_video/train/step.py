@@ -65,9 +65,11 @@ def initial_params(objective: Any, rules: Rules, key: PRNGKeyArray) -> dict[str,
     return {name: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in modules.items()}
 
 
-def loss_of(objective: Any, parts: Trained) -> Loss:
-    """loss(params, batch, key) of an objective."""
-    return lambda params, batch, key: objective.loss(parts.modules(params), batch, key)
+def loss_of(objective: Any, parts: Trained, frozen: Any = None) -> Loss:
+    """loss(params, batch, key) of an objective. `frozen`: the arrays that it uses and does not learn. Inside `jax.jit`
+    they must be arguments of what is compiled, or they would be constants in it."""
+    given = {} if frozen is None else {"frozen": frozen}
+    return lambda params, batch, key: objective.loss(parts.modules(params) | given, batch, key)
 
 
 def gradients(loss: Loss, accumulate: int = 1) -> Callable[[Any, Any, PRNGKeyArray], tuple[Any, Any]]:

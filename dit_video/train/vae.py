@@ -137,6 +137,9 @@ class Reconstruct:
     def initial(self, base: Any) -> dict[str, Any] | None:
         return None if base is None else {"vae": base}
 
+    def frozen(self, base: Any, mesh: Any, rules: Rules) -> None:
+        """Nothing: all that the loss uses is learnt."""
+
     def loss(
         self, modules: dict[str, Any], batch: Video, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Array]]:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from dit_video.core.log import log
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
 from dit_video.weights import names_vae
-from dit_video.weights.folder import PARTS, load_model, read_part, save_model
+from dit_video.weights.find import INDEX
+from dit_video.weights.folder import PARTS, load_model, open_model, read_part, save_model
 from dit_video.weights.model import Defaults, Model
 from dit_video.weights.names import to_foreign, unflatten
 
@@ -291,6 +293,8 @@ def load_run(path: str | os.PathLike[str], ema: str | float | None = None, step:
     Raises `MissingError` when the folder is no run or has no checkpoint, `BadInput` for a run of a VAE.
     """
     run = Run(path)
+    if "denoise" in (run.experiment() or {}).get("objective", {}):
+        return _load_tuned(run, ema, step)
     dit, text = run.resolved("dit"), run.resolved("text")
     if run.experiment() is not None and (dit is None or text is None):
         raise BadInput(f"{path} is a run of a VAE: give it to --vae; a video needs a run of a denoiser")
@@ -306,6 +310,25 @@ def load_run(path: str | os.PathLike[str], ema: str | float | None = None, step:
         scheduler=scheduler(run.resolved("path").shift),
         defaults=run.resolved("defaults") or Defaults(),
     )
+
+
+def open_base(name: str | os.PathLike[str] | None) -> Model:
+    """A model by name: a folder's weights are not read yet (see `open_model`), a run's are."""
+    is_run = name is not None and Run.is_run(name) and not (Path(name) / INDEX).is_file()
+    return load_run(name) if is_run else open_model(name)
+
+
+def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
+    """The model that a fine-tuning run started from, with what was learnt in it."""
+    from dit_video.weights.lora import add_adapters
+
+    experiment = run.experiment()
+    start, lora = open_base(experiment["init"]), experiment["objective"]["lora"]
+    _, params = load_params(run.path, ema, step)
+    dit = params.get("dit")
+    if lora is not None:
+        dit = add_adapters(start.params["dit"], params["lora"], lora["alpha"] / lora["rank"])
+    return replace(start, params=start.params | {"dit": dit}, name=str(run.path), digest="")
 
 
 def scheduler(shift: float) -> dict[str, Any]:

@@ -10,35 +10,30 @@ of our configs that are constants there.
 is asked for. `load_model` asks for all.
 """
 
-import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.errors import BadInput, DitVideoError
 from dit_video.models.dit import DiTConfig
+from dit_video.models.image_encoder import ImageConfig
 from dit_video.models.text import TextConfig
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
-from dit_video.weights import names_dit, names_text, names_vae
-from dit_video.weights.model import Defaults, Model, shapes, weight_dtype
+from dit_video.weights import names_dit, names_image, names_text, names_vae
+from dit_video.weights.find import INDEX, MANIFEST, ON_BOARD, find_model, manifest, read_json, verify_files
+from dit_video.weights.model import Config, Defaults, Model, shapes, weight_dtype
 from dit_video.weights.names import Table, flatten, foreign, leaves, unflatten
 from dit_video.weights.released import SOLVERS, with_defaults
 from dit_video.weights.shards import DTYPES as STORED_DTYPES
-from dit_video.weights.shards import SHARD, Shards, write
+from dit_video.weights.shards import SHARD, Shards, differing, write
 
-ON_BOARD = "board"  # the name of the weights that the package carries
-INDEX, MANIFEST = "model_index.json", "manifest.json"
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model.safetensors", "model.safetensors"
 # Part of a Model -> its folder and the file that other programs look for in it.
 PARTS = {
@@ -62,18 +57,26 @@ DTYPES = {str(kind): kind for kind in STORED_DTYPES.values()}
 DIT_CONSTANTS = ("text_len", "rope_theta")
 
 
-def table(cfg: DiTConfig | VAEConfig | TextConfig) -> Table:
+# Config -> the name table of the reference's class, and the reference's config there and back.
+_FAMILIES = {
+    DiTConfig: (names_dit.dit_table, names_dit.from_diffusers, names_dit.to_diffusers),
+    VAEConfig: (lambda cfg: names_vae.VAE_NAMES, names_vae.from_diffusers, names_vae.to_diffusers),
+    TextConfig: (lambda cfg: names_text.TEXT, names_text.from_transformers, names_text.to_transformers),
+    ImageConfig: (names_image.image_table, names_image.from_transformers, names_image.to_transformers),
+}
+_KINDS = {"dit": DiTConfig, "dit_2": DiTConfig, "vae": VAEConfig, "text": TextConfig, "image": ImageConfig}
+# What CLIPImageProcessor does by itself, in the one size that there is.
+_PICTURES = {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_center_crop": True}
+
+
+def table(cfg: Config) -> Table:
     """The name table of a part."""
-    if isinstance(cfg, DiTConfig):
-        return names_dit.dit_table(cfg)
-    return names_vae.VAE_NAMES if isinstance(cfg, VAEConfig) else names_text.TEXT
+    return _FAMILIES[type(cfg)][0](cfg)
 
 
-def to_foreign_config(cfg: DiTConfig | VAEConfig | TextConfig) -> dict[str, Any]:
+def to_foreign_config(cfg: Config) -> dict[str, Any]:
     """What stands in a part's config.json."""
-    if isinstance(cfg, DiTConfig):
-        return names_dit.to_diffusers(cfg)
-    return names_vae.to_diffusers(cfg) if isinstance(cfg, VAEConfig) else names_text.to_transformers(cfg)
+    return _FAMILIES[type(cfg)][2](cfg)
 
 
 def save_model(
@@ -132,6 +135,11 @@ def _write(model: Model, folder: Path, dtypes: Mapping[str, str], shard: int) ->
             config["dtype"] = kinds.pop() if len(kinds) == 1 else "float32"
         _dump(folder / name / "config.json", config)
     model.tokenizer.save(folder / "tokenizer")
+    if model.image is not None:
+        (folder / "image_processor").mkdir()
+        size = {"crop_size": {"height": model.image.size, "width": model.image.size},
+                "size": {"shortest_edge": model.image.size}}  # fmt: skip
+        _dump(folder / "image_processor" / "preprocessor_config.json", _PICTURES | size)
     (folder / "scheduler").mkdir()
     _dump(folder / "scheduler" / "scheduler_config.json", model.scheduler)
     _dump(folder / INDEX, _index(model))
@@ -163,67 +171,23 @@ def _index(model: Model) -> dict[str, Any]:
     return about | dict(sorted((settings | components).items()))
 
 
+def check_saved(model: Model, path: Path, dtypes: Mapping[str, str] | None = None) -> int:
+    """Reads a written folder back and compares every tensor with the model's, bit for bit; how many there are.
+
+    Raises `DitVideoError` that names those that differ, and as `open_model`.
+    """
+    open_model(path)
+    count = 0
+    for part, cfg in model.parts.items():
+        tensors = foreign(table(cfg), flatten(model.params[part]))
+        count += len(tensors)
+        if wrong := differing(path / PARTS[part][0], tensors, (dtypes or {}).get(part)):
+            raise DitVideoError(f"{path}: {PARTS[part][0]} was not written as meant: {', '.join(wrong[:5])} differ")
+    return count
+
+
 def _dump(file: Path, data: Any) -> None:
     file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def manifest(folder: Path) -> dict[str, str]:
-    """{path inside the folder: SHA-256} of every file but the manifest."""
-    return {
-        file.relative_to(folder).as_posix(): sha256(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
-    }
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def find_model(name: str | Path | None) -> Path:
-    """The folder of a model or of a run. None and "board": the weights that the package carries. OWNER/NAME that is no
-    folder here is fetched from the Hugging Face Hub.
-
-    Raises `MissingError` when those are not in this installation or the Hub does not give them, `BadInput` for another
-    name that is no model.
-    """
-    if name is None or (str(name) == ON_BOARD and not Path(name).exists()):
-        folder = Path(str(files("dit_video"))) / "weights" / "on_board"
-        if not (folder / INDEX).is_file():
-            raise MissingError(
-                f"this installation carries no weights: {folder / INDEX} is missing. "
-                "Install the package again, or name a model folder."
-            )
-        return folder
-    folder = Path(name).expanduser()
-    if (folder / INDEX).is_file() or (folder / "experiment.json").is_file():
-        return folder
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        return _from_hub(str(name))
-    if folder.is_dir():
-        what = f"the folder has no {INDEX} (a model) and no experiment.json (a run)"
-    else:
-        what = "it is a file" if folder.exists() else f"there is no such folder ({folder.absolute()})"
-    raise BadInput(f"unknown model {str(name)!r}: {what}, and the package carries only {ON_BOARD!r}.")
-
-
-def _from_hub(name: str) -> Path:
-    """The folder of a snapshot in the Hub's own cache; what is there already is not fetched again."""
-    try:
-        hub = import_module("huggingface_hub")  # optional
-    except ModuleNotFoundError:
-        raise MissingError(
-            f"there is no folder {name!r} here. To fetch it from the Hugging Face Hub: pip install huggingface_hub"
-        ) from None
-    wanted = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
-    try:
-        return Path(hub.snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the Hub's client has a dozen kinds, and the network's come through it
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(
-            f"there is no folder {name!r} here, and the Hugging Face Hub did not give it: {line}"
-        ) from None
 
 
 def open_model(name: str | Path | None = None, *, verify: bool = True) -> Model:
@@ -234,8 +198,8 @@ def open_model(name: str | Path | None = None, *, verify: bool = True) -> Model:
     configs of other models; `MissingError` for a file that is missing.
     """
     folder = find_model(name)
-    digest = _verify(folder) if verify else ""
-    index = _read(folder / INDEX)
+    digest = verify_files(folder) if verify else ""
+    index = read_json(folder / INDEX)
     if index.get("_class_name") not in PIPELINES:
         raise BadInput(f"{folder / INDEX}: {index.get('_class_name')!r} is not read; {', '.join(PIPELINES)} are")
     ours = index.get("_dit_video", {})
@@ -245,8 +209,8 @@ def open_model(name: str | Path | None = None, *, verify: bool = True) -> Model:
         for part in {"dit", "dit_2"} & set(configs):
             configs[part] = replace(configs[part], **constants)
         defaults = dict(ours.get("defaults", {}))
-        for name in {"sizes", "cache"} & set(defaults):
-            defaults[name] = tuple(tuple(row) for row in defaults[name])
+        for key in {"sizes", "cache"} & set(defaults):
+            defaults[key] = tuple(tuple(row) for row in defaults[key])
         if "conditions" in defaults:
             defaults["conditions"] = tuple(defaults["conditions"])
         sampling = Defaults(**defaults)
@@ -280,17 +244,19 @@ def load_model(name: str | Path | None = None, *, dtype: Any = np.float32, verif
     if (folder / "experiment.json").is_file() and not (folder / INDEX).is_file():
         from dit_video.weights.checkpoints import load_run
 
-        return load_run(folder)
+        model = load_run(folder)
+        return replace(model, params=read(model.params, dtype))
     model = open_model(name, verify=verify)
     return replace(model, params=read(model.params, dtype))
 
 
 def read(params: Any, dtype: Any = None) -> Any:
-    """The arrays of a tree of `Stored`, one after the other; None keeps the dtype of the files."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, weight_dtype(leaf.path, dtype or leaf.dtype)), params)
+    """A tree of arrays, `Stored` or not, on the host, read one after the other; None keeps their dtypes."""
+    flat = flatten(params)
+    return unflatten({path: np.asarray(x, weight_dtype(path, dtype or x.dtype)) for path, x in flat.items()})
 
 
-def open_part(folder: Path, cfg: DiTConfig | VAEConfig | TextConfig) -> dict[str, Any]:
+def open_part(folder: Path, cfg: Config) -> dict[str, Any]:
     """Parameters of one part, as a tree of `Stored`. Raises `MissingError` and `BadInput`."""
     shards = Shards(folder)
     return unflatten(
@@ -298,7 +264,7 @@ def open_part(folder: Path, cfg: DiTConfig | VAEConfig | TextConfig) -> dict[str
     )
 
 
-def read_part(folder: Path, cfg: DiTConfig | VAEConfig | TextConfig, dtype: Any = np.float32) -> dict[str, Any]:
+def read_part(folder: Path, cfg: Config, dtype: Any = np.float32) -> dict[str, Any]:
     """The arrays of one part. Raises as `open_part`, and `NonFinite`."""
     return read(open_part(folder, cfg), dtype)
 
@@ -310,49 +276,22 @@ def _has(folder: Path, index: Mapping[str, Any], part: str) -> bool:
 
 def _config(folder: Path, part: str) -> Any:
     file = folder / PARTS[part][0] / "config.json"
-    data = _read(file)
+    data = read_json(file)
     kind = data.get("_class_name") or (data.get("architectures") or [None])[0]
     if kind not in CLASSES[part]:
         raise BadInput(f"{file}: {kind!r} is not read as {PARTS[part][0]}; {', '.join(CLASSES[part])} are")
     try:
-        if part == "vae":
-            return names_vae.from_diffusers(data)
-        return names_text.from_transformers(data) if part == "text" else names_dit.from_diffusers(data)
+        return _FAMILIES[_KINDS[part]][1](data)
     except (KeyError, TypeError) as error:
         raise BadInput(f"{file}: a config is not as it should be: {error!r}") from None
 
 
 def _scheduler(file: Path) -> dict[str, Any]:
     """Raises `BadInput` for a scheduler of another class, or of another prediction than that of a flow."""
-    config = _read(file)
+    config = read_json(file)
     kind = config.get("_class_name", "UniPCMultistepScheduler")
     if kind not in SOLVERS:
         raise BadInput(f"{file}: {kind!r} is not known; {', '.join(SOLVERS)} are")
     if config.get("prediction_type", "flow_prediction") != "flow_prediction":
         raise BadInput(f"{file}: prediction_type {config['prediction_type']!r} is not that of a flow (flow_prediction)")
     return config
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{file} is missing: the model is not complete") from None
-    except ValueError as error:
-        raise BadInput(f"{file} cannot be read: {error}") from None
-
-
-def _verify(folder: Path) -> str:
-    """Compares the files with the manifest; a digest of it, or "" for a folder that has none."""
-    if not (folder / MANIFEST).is_file():
-        return ""
-    stored = _read(folder / MANIFEST).get("sha256", {})
-    there = {file: sha256(folder / file) for file in stored if (folder / file).is_file()}
-    if missing := sorted(set(stored) - set(there)):
-        raise MissingError(f"{folder} is not complete: {', '.join(missing)} missing (the manifest names them)")
-    if changed := sorted(file for file, digest in stored.items() if there[file] != digest):
-        raise BadInput(
-            f"{folder}: {', '.join(changed)} not as written (SHA-256 differs from {MANIFEST}). It is damaged or was "
-            f"edited: copy it again, or, if the change was meant, delete {MANIFEST}."
-        )
-    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]

@@ -10,12 +10,13 @@ import numpy as np
 from flax import nnx
 
 from dit_video.models.dit import DiT, DiTConfig
+from dit_video.models.image_encoder import ImageConfig, ImageEncoder
 from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.weights.names import flatten
 
-Config = DiTConfig | VAEConfig | TextConfig
+Config = DiTConfig | VAEConfig | TextConfig | ImageConfig
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Model:
     expand_timesteps: bool = True
     boundary: float | None = None
     dit_2: DiTConfig | None = None
-    image: Any = None  # config of the image encoder
+    image: ImageConfig | None = None
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Model:
 @lru_cache(maxsize=8)
 def abstract(cfg: Config) -> nnx.Module:
     """The module of a config with shapes in place of arrays: nothing is computed. Do not change it: it is shared."""
-    kind = {DiTConfig: DiT, VAEConfig: VAE, TextConfig: TextEncoder}[type(cfg)]
+    kind = {DiTConfig: DiT, VAEConfig: VAE, TextConfig: TextEncoder, ImageConfig: ImageEncoder}[type(cfg)]
     return nnx.eval_shape(lambda: kind(cfg, rngs=nnx.Rngs(0)))
 
 
@@ -94,5 +95,5 @@ def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
 def weight_dtype(path: str, dtype: Any) -> np.dtype:
     """What a weight is kept as when the matrices are kept as `dtype`: biases, scales, tables and the embedding of time
     stay in float32 under a shorter one. They are small, and the reference keeps most of them so."""
-    matrix = path.endswith(("kernel", "embedding")) and not path.startswith(("time_in", "time_out"))
+    matrix = path.endswith(("kernel", "embedding")) and not {"time_in", "time_out"} & set(path.split("/"))
     return np.dtype(dtype) if matrix or np.dtype(dtype).itemsize >= 4 else np.dtype(np.float32)

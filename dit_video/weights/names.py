@@ -71,7 +71,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where one foreign tensor goes: a path of ours and, when layers are stacked, the place on the leading axes."""
 
     row: Row
@@ -130,7 +130,8 @@ def _row_of(table: Table) -> Callable[[str], tuple[Row, dict[str, int]]]:
     return find
 
 
-def _places(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Place]:
+def places(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Place]:
+    """Where every foreign tensor goes, for the parameters {our path: shape}."""
     find = _row_of(table)
     for path, shape in shapes.items():
         row, numbers = find(path)
@@ -143,7 +144,7 @@ def _places(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Pl
         for at in np.ndindex(*shape[:axes]):
             filled = numbers | dict(zip(row.stacked, at, strict=True))
             names = tuple(_fill(name, filled) for name in (row.foreign, *row.also))
-            yield _Place(row, path, at, foreign_shape, names)
+            yield Place(row, path, at, foreign_shape, names)
 
 
 def _grouped(lines: Iterable[tuple[str, str]]) -> list[str]:
@@ -162,14 +163,14 @@ def check(
     found: Mapping[str, tuple[int, ...]],
     shapes: Mapping[str, tuple[int, ...]],
     source: str = "checkpoint",
-) -> list[tuple[str, _Place]]:
+) -> list[tuple[str, Place]]:
     """What to read, as (foreign name, its place), if the tensors `found` are just those that `shapes` want.
 
     `found` is {foreign name: shape}, `shapes` {our path: shape}. Raises `BadInput` that lists every tensor that is
     missing, unknown, or of another shape.
     """
     reads, missing, wrong, expected = [], [], [], set()
-    for place in _places(table, shapes):
+    for place in places(table, shapes):
         expected.update(place.names)
         name = next((name for name in place.names if name in found), None)
         if name is None:
@@ -233,7 +234,7 @@ def leaves(
 ) -> dict[str, Stored]:
     """Foreign tensors -> {our path: what reads it}; nothing is read yet. `found` and `shapes` as in `check`, whose
     errors it raises; `dtypes` are those of the foreign tensors (float32 where they are not given)."""
-    groups: dict[str, list[tuple[str, _Place]]] = {}
+    groups: dict[str, list[tuple[str, Place]]] = {}
     for name, place in check(table, found, shapes, source):
         groups.setdefault(place.path, []).append((name, place))
     kinds = dtypes or dict.fromkeys(found, np.dtype(np.float32))
@@ -281,11 +282,11 @@ def foreign(table: Table, ours: Mapping[str, Any]) -> dict[str, Foreign]:
     """{our path: array, on the host, on devices or `Stored`} -> the foreign tensors, none of them made yet."""
     return {
         place.names[0]: Foreign(place.shape, np.dtype(ours[place.path].dtype), partial(_read_foreign, place, ours))
-        for place in _places(table, {path: array.shape for path, array in ours.items()})
+        for place in places(table, {path: array.shape for path, array in ours.items()})
     }
 
 
-def _read_foreign(place: _Place, ours: Mapping[str, Any]) -> np.ndarray:
+def _read_foreign(place: Place, ours: Mapping[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(place.row.to_foreign(np.asarray(ours[place.path][place.at])))
 
 

@@ -145,14 +145,14 @@ def write(folder: Path, name: str, tensors: Mapping[str, Foreign], dtype: Any = 
     files = [name] if len(plan) == 1 else [f"{stem}-{i + 1:05}-of-{len(plan):05}.safetensors" for i in range(len(plan))]
     total = 0
     for file, kinds in zip(files, plan, strict=True):
-        total += _write_file(folder / file, {t: tensors[t] for t in kinds}, kinds)
+        total += write_file(folder / file, {t: tensors[t] for t in kinds}, kinds)
     if len(files) > 1:
         index = {"metadata": {"total_size": total},
                  "weight_map": {t: file for file, kinds in zip(files, plan, strict=True) for t in kinds}}  # fmt: skip
         (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(path: Path, tensors: Mapping[str, Foreign], kinds: Mapping[str, np.dtype]) -> int:
+def write_file(path: Path, tensors: Mapping[str, Foreign], kinds: Mapping[str, np.dtype]) -> int:
     """One file: the length of the header, the header, the tensors. The wide dtypes first, so that all are aligned."""
     names = {kind: name for name, kind in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -175,3 +175,16 @@ def _write_file(path: Path, tensors: Mapping[str, Foreign], kinds: Mapping[str, 
                 raise NonFinite(f"{path.parent.name}: NaN or infinity in {name}. {fits}")
             file.write(stored.reshape(-1).view(np.uint8).data)
     return end
+
+
+def differing(folder: Path, tensors: Mapping[str, Foreign], dtype: Any = None) -> list[str]:
+    """Names of the tensors that a folder does not hold bit for bit, or holds beside them."""
+    shards = Shards(folder)
+    wrong = sorted(set(shards.shapes) ^ set(tensors))
+    for name in set(shards.shapes) & set(tensors):
+        wanted = tensors[name].read()
+        wanted = wanted.astype(dtype or wanted.dtype, copy=False)
+        there = shards.read(name)
+        if (there.shape, there.dtype) != (wanted.shape, wanted.dtype) or there.tobytes() != wanted.tobytes():
+            wrong.append(name)
+    return wrong

@@ -12,10 +12,12 @@ from jax.sharding import AbstractMesh, AxisType
 from dit_video.core import config
 from dit_video.core.types import Extra
 from dit_video.train.conditions import Batch
+from dit_video.train.lora import FineTune
 from dit_video.train.step import TrainState, loss_of, make_step, trained
 from dit_video.train.vae import Reconstruct
 from dit_video.weights.checkpoints import load_vae
 from dit_video.weights.folder import load_model
+from dit_video.weights.model import abstract
 
 NAMES = sorted(config.packaged_experiments())
 
@@ -62,6 +64,8 @@ def shape(*size: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 def batches(experiment, objective) -> list:
     """The shapes of every batch that the run compiles for, by what its loss takes."""
     out, b = [], experiment.batch
+    if isinstance(objective, FineTune):
+        return batches(experiment, objective.denoise)
     for bucket in experiment.buckets:
         slots, h, w = 1 + (bucket.frames - 1) // 4, bucket.height // 8, bucket.width // 8
         if isinstance(objective, Reconstruct):
@@ -82,6 +86,10 @@ def batches(experiment, objective) -> list:
 def complete(experiment):
     """The objective with the sizes of the weights that it starts from."""
     objective = experiment.objective
+    if isinstance(objective, FineTune):
+        return dataclasses.replace(
+            objective, denoise=complete(dataclasses.replace(experiment, objective=objective.denoise))
+        )
     if experiment.init is None:
         return objective
     if isinstance(objective, Reconstruct):
@@ -102,13 +110,22 @@ def test_traces_on_its_own_mesh(experiment):
     state = jax.eval_shape(
         lambda p: TrainState(jnp.zeros((), jnp.int32), p, tuple(p for _ in experiment.ema), optimizer.init(p)), params
     )
-    loss, key = loss_of(objective, parts), jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    fixed = objective.fixed() if isinstance(objective, FineTune) else {}
+    frozen = {name: nnx.to_pure_dict(nnx.state(abstract(cfg), nnx.Param)) for name, (_, cfg) in fixed.items()} or None
+
+    def loss(frozen, *args):
+        return loss_of(objective, parts, frozen)(*args)
+
+    def step(frozen, *args):
+        whole = loss_of(objective, parts, frozen)
+        return make_step(whole, optimizer, experiment.ema, experiment.accumulate)(*args)
+
     shapes = {str(batch): batch for batch in batches(experiment, objective)}
     with jax.sharding.use_abstract_mesh(mesh):
         for batch in shapes.values():
-            value, _ = jax.eval_shape(loss, params, batch, key)
+            value, _ = jax.eval_shape(loss, frozen, params, batch, key)
             assert (value.shape, value.dtype) == ((), jnp.float32)
-        step = make_step(loss, optimizer, experiment.ema, experiment.accumulate)
-        after, metrics = jax.eval_shape(step, state, next(iter(shapes.values())), key)
+        after, metrics = jax.eval_shape(step, frozen, state, next(iter(shapes.values())), key)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert metrics["loss"].shape == ()

@@ -67,6 +67,9 @@ class Line:
     def initial(self, base):
         return None
 
+    def frozen(self, base, mesh, rules):
+        return None
+
     def loss(self, modules, batch, key):
         import jax
 

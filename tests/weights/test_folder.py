@@ -16,7 +16,7 @@ from dit_video.models.dit import DiTConfig
 from dit_video.models.text import TextConfig
 from dit_video.models.tokenizer import train
 from dit_video.models.vae import VAEConfig
-from dit_video.weights.folder import find_model, load_model, manifest, save_model
+from dit_video.weights.folder import check_saved, find_model, load_model, manifest, open_model, save_model
 from dit_video.weights.model import Defaults, Model, shapes
 from dit_video.weights.names import flatten, unflatten
 
@@ -327,3 +327,31 @@ class TestDiffusers:
         out = pipe("a red circle", height=16, width=32, num_frames=5, num_inference_steps=2, output_type="np")
         assert out.frames.shape == (1, 5, 16, 32, 3)
         assert np.isfinite(out.frames).all()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("count", [2, pytest.param(16, marks=pytest.mark.slow)])
+def test_the_weights_on_board_make_the_same_frames_in_diffusers(count, tmp_path):
+    """Exported in float32, at the stored defaults, from the same latents: at most 2/255 apart on 99.9 % of pixels."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    from dit_video.generate.pipeline import VideoPipeline
+
+    model = open_model()
+    folder = save_model(model, tmp_path / "board", dtypes=dict.fromkeys(model.parts, "float32"))
+    assert check_saved(model, folder, dtypes=dict.fromkeys(model.parts, "float32")) > 100
+    what = (("circle", "right"), ("square", "up"), ("star", "left"), ("triangle", "down"))
+    colours = ("red", "blue", "yellow", "green")
+    prompts = [f"a {colour} {shape} moves {way}" for shape, way in what for colour in colours][:count]
+    d = model.defaults
+    shape = (count, *model.vae.latent_shape(d.num_frames, d.height, d.width))
+    latents = np.random.default_rng(3).standard_normal(shape, np.float32)
+    ours = VideoPipeline.from_pretrained(folder, dtype="float32")(prompts, latents=latents, seed=0).frames
+    pipe = diffusers.WanPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        prompts, height=d.height, width=d.width, num_frames=d.num_frames, num_inference_steps=d.steps,
+        guidance_scale=d.guidance, latents=torch.from_numpy(latents.transpose(0, 4, 1, 2, 3).copy()), output_type="np",
+    ).frames  # fmt: skip
+    apart = np.abs(np.stack(ours).astype(np.float32) - 255 * theirs)
+    assert theirs.std() > 0.02  # there is something to see
+    assert np.quantile(apart, 0.999) <= 2.0, np.quantile(apart, [0.5, 0.99, 0.999, 1.0])

@@ -1,0 +1,112 @@
+"""Where a model is, and whether its files are what was written: names, the Hub, checksums."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dit_video.core.errors import BadInput, MissingError
+
+ON_BOARD = "board"  # the name of the weights that the package carries
+INDEX, MANIFEST = "model_index.json", "manifest.json"
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """{path inside the folder: SHA-256} of every file but the manifest."""
+    return {
+        file.relative_to(folder).as_posix(): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def find_model(name: str | Path | None) -> Path:
+    """The folder of a model or of a run. None and "board": the weights that the package carries. OWNER/NAME that is no
+    folder here is fetched from the Hugging Face Hub.
+
+    Raises `MissingError` when those are not in this installation or the Hub does not give them, `BadInput` for another
+    name that is no model.
+    """
+    if name is None or (str(name) == ON_BOARD and not Path(name).exists()):
+        folder = Path(str(files("dit_video"))) / "weights" / "on_board"
+        if not (folder / INDEX).is_file():
+            raise MissingError(
+                f"this installation carries no weights: {folder / INDEX} is missing. "
+                "Install the package again, or name a model folder."
+            )
+        return folder
+    folder = Path(name).expanduser()
+    if (folder / INDEX).is_file() or (folder / "experiment.json").is_file():
+        return folder
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        return _from_hub(str(name))
+    if folder.is_dir():
+        what = f"the folder has no {INDEX} (a model) and no experiment.json (a run)"
+    else:
+        what = "it is a file" if folder.exists() else f"there is no such folder ({folder.absolute()})"
+    raise BadInput(f"unknown model {str(name)!r}: {what}, and the package carries only {ON_BOARD!r}.")
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a snapshot in the Hub's own cache; what is there already is not fetched again."""
+    try:
+        hub = import_module("huggingface_hub")  # optional
+    except ModuleNotFoundError:
+        raise MissingError(
+            f"there is no folder {name!r} here. To fetch it from the Hugging Face Hub: pip install huggingface_hub"
+        ) from None
+    wanted = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the Hub's client has a dozen kinds, and the network's come through it
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(
+            f"there is no folder {name!r} here, and the Hugging Face Hub did not give it: {line}"
+        ) from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{file} is missing: the model is not complete") from None
+    except ValueError as error:
+        raise BadInput(f"{file} cannot be read: {error}") from None
+
+
+def verify_files(folder: Path) -> str:
+    """Compares the files with the manifest; a digest of it, or "" for a folder that has none."""
+    if not (folder / MANIFEST).is_file():
+        return ""
+    stored = read_json(folder / MANIFEST).get("sha256", {})
+    _compare(folder, stored, MANIFEST)
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def verify_download(folder: Path) -> int:
+    """Compares files of the Hub's cache with the SHA-256 that the Hub names them by; how many there were."""
+    links = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_symlink()}
+    names = {path: file.resolve().name for path, file in links.items()}
+    stored = {path: name for path, name in names.items() if re.fullmatch("[0-9a-f]{64}", name)}
+    _compare(folder, stored, "the Hub's")
+    return len(stored)
+
+
+def _compare(folder: Path, stored: Mapping[str, str], where: str) -> None:
+    there = {file: sha256(folder / file) for file in stored if (folder / file).is_file()}
+    if missing := sorted(set(stored) - set(there)):
+        raise MissingError(f"{folder} is not complete: {', '.join(missing)} missing (the manifest names them)")
+    if changed := sorted(file for file, digest in stored.items() if there[file] != digest):
+        raise BadInput(
+            f"{folder}: {', '.join(changed)} not as written (SHA-256 differs from {where}). It is damaged or was "
+            f"edited: copy it again, or, if the change was meant, delete {MANIFEST}."
+        )

@@ -1,0 +1,102 @@
+"""`dit-video import` and `dit-video export`: what they write, what they say, what they refuse."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dit_video.cli.main import main
+from dit_video.weights.folder import load_model, save_model
+from dit_video.weights.names import flatten, to_foreign
+from dit_video.weights.original import original_table
+
+made = runpy.run_path(str(Path(__file__).parents[1] / "weights" / "variants.py"))
+variant = made["variant"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(variant("i2v"), tmp_path_factory.mktemp("models") / "wan", dtypes={"dit": "bfloat16"})
+
+
+def weights(folder):
+    return {name: tensor for file in sorted(folder.rglob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert (tensor.dtype, tensor.tobytes()) == (other[name].dtype, other[name].tobytes()), name
+
+
+def test_import_keeps_every_bit(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["import", str(folder), str(out), "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["path"] == str(out)
+    assert about["parts"] == ["dit", "vae", "text", "image"]
+    assert about["pipeline"] == "WanImageToVideoPipeline"
+    same(weights(folder), weights(out))
+    assert (out / "manifest.json").is_file()
+    assert main(["import", str(folder), str(out)]) == 2
+    assert "there already" in capsys.readouterr().err
+    assert main(["import", str(folder), str(out), "--force", "--dtype", "float16"]) == 0
+    assert {str(tensor.dtype) for tensor in weights(out).values()} == {"float16"}
+
+
+def test_a_denoiser_alone_wants_a_base(folder, tmp_path, capsys):
+    model = load_model(folder)
+    tensors = to_foreign(original_table(model.dit), flatten(model.params["dit"]))
+    (tmp_path / "wan").mkdir()
+    save_file({name: np.ascontiguousarray(2 * x) for name, x in tensors.items()}, tmp_path / "wan/a.safetensors")
+    config = {"_class_name": "WanModel", "dim": model.dit.width, "num_heads": model.dit.heads}
+    (tmp_path / "wan/config.json").write_text(json.dumps(config))
+    line = ["import", str(tmp_path / "wan"), str(tmp_path / "out")]
+    assert main(line) == 2
+    assert "--base MODEL" in capsys.readouterr().err
+    assert main([*line, "--base", str(folder)]) == 0
+    np.testing.assert_array_equal(load_model(tmp_path / "out").params["dit"]["table"], 2 * model.params["dit"]["table"])
+
+
+def test_export_merges_and_verifies(folder, tmp_path, capsys):
+    save_file(
+        {"transformer.blocks.0.attn1.to_q.lora_A.weight": np.ones((1, 32), np.float32),
+         "transformer.blocks.0.attn1.to_q.lora_B.weight": np.ones((32, 1), np.float32)}, tmp_path / "lora.safetensors",
+    )  # fmt: skip
+    out = tmp_path / "out"
+    line = ["export", str(out), "--model", str(folder), "--to", "diffusers", "--dtype", "float32", "--verify", "--json"]
+    assert main([*line, "--lora", f"{tmp_path / 'lora.safetensors'}=0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] == len(weights(folder))
+    name = "blocks.0.attn1.to_q.weight"
+    np.testing.assert_allclose(weights(out)[name], weights(folder)[name].astype(np.float32) + 0.5, atol=0.02)
+
+
+def test_nothing_is_left_of_a_failure(folder, tmp_path, capsys):
+    save_file({"x.lora_A.weight": np.ones((1, 3), np.float32)}, tmp_path / "lora.safetensors")
+    line = ["export", str(tmp_path / "out"), "--to", "diffusers", "--model", str(folder)]
+    assert main([*line, "--lora", str(tmp_path / "lora.safetensors")]) == 2
+    assert "one half of a product" in capsys.readouterr().err
+    assert main(["import", str(tmp_path / "lora.safetensors"), str(tmp_path / "out"), "--base", str(folder)]) == 2
+    assert "no denoiser of the Wan family" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "out"), "--to", "onnxx"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_a_hub_name_without_a_hub(tmp_path, capsys, monkeypatch):
+    import importlib
+    import types
+
+    def offline(name, **_):
+        raise OSError(f"no network for {name}\nmore")
+
+    monkeypatch.setattr(
+        "dit_video.weights.find.import_module", lambda name: types.SimpleNamespace(snapshot_download=offline)
+    )
+    assert main(["import", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", str(tmp_path / "out")]) == 3
+    assert "Hub did not give it: no network for Wan-AI/Wan2.1-T2V-1.3B-Diffusers" in capsys.readouterr().err
+    monkeypatch.setattr("dit_video.weights.find.import_module", lambda name: importlib.import_module("no_such_hub"))
+    assert main(["import", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", str(tmp_path / "out")]) == 3
+    assert "pip install huggingface_hub" in capsys.readouterr().err
