@@ -10,7 +10,7 @@ from flax import nnx
 
 from dit_video.core.errors import BadInput
 from dit_video.core.types import Extra, Text, Time
-from dit_video.models.dit import DiT, DiTConfig, flops
+from dit_video.models.dit import Control, DiT, DiTConfig, flops
 from dit_video.nn.attention import plain
 from dit_video.nn.embeddings import gelu_tanh
 from dit_video.nn.norms import rms_norm
@@ -18,6 +18,8 @@ from dit_video.nn.norms import rms_norm
 CFG = DiTConfig(
     in_channels=4, out_channels=4, heads=2, head_dim=12, depth=2, ffn_dim=48, freq_dim=16, text_dim=8, text_len=64
 )
+
+VARIANT = replace(CFG, in_channels=12, image_dim=8, image_len=6, vace_layers=(0, 1), vace_channels=5)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,11 @@ def test_starts_at_zero_velocity():
     assert not np.any(out)
 
 
-def test_every_weight_has_logical_axes():
-    state = nnx.state(nnx.eval_shape(lambda: DiT(CFG, rngs=nnx.Rngs(0))))
+@pytest.mark.parametrize("cfg", [CFG, VARIANT], ids=["plain", "variant"])
+def test_every_weight_has_logical_axes(cfg):
+    state = nnx.state(nnx.eval_shape(lambda: DiT(cfg, rngs=nnx.Rngs(0))))
     for path, variable in nnx.to_flat_state(state):
-        axes, stacked = variable.get_metadata().get("axes"), path[0] == "blocks"
+        axes, stacked = variable.get_metadata().get("axes"), "blocks" in path
         assert axes is not None, path
         assert len(axes) + stacked == variable.get_value().ndim, path
         assert variable.get_value().dtype == jnp.float32, path
@@ -172,6 +175,8 @@ def test_flops_are_the_compilers():
     assert flops(cfg, (4, 8, 8), 16) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.1)
     assert flops(replace(cfg, depth=3), (4, 8, 8), 16) > 2.5 * flops(cfg, (4, 8, 8), 16)
     assert flops(cfg, (4, 8, 8), 16, extra=1) > 1.2 * flops(cfg, (4, 8, 8), 16)
+    assert flops(replace(cfg, image_dim=8), (4, 8, 8), 16, image_rows=48) > 1.1 * flops(cfg, (4, 8, 8), 16)
+    assert flops(replace(cfg, vace_layers=(0,)), (4, 8, 8), 16) > 1.9 * flops(cfg, (4, 8, 8), 16)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +186,9 @@ def test_flops_are_the_compilers():
         ({"attention": "flash"}, "attention='flash'.*xla"),
         ({"dtype": "int8"}, "dtype"),
         ({"head_dim": 7}, "even"),
+        ({"image_len": 6}, "without image_dim"),
+        ({"vace_layers": (0, 2)}, "below depth=2"),
+        ({"vace_layers": (1, 0)}, "must rise"),
     ],
 )
 def test_bad_configs(change, what):
@@ -203,3 +211,48 @@ def test_bad_shapes(weights):
         model(x, Time(jnp.zeros((2, 2)), jnp.zeros((2, 2, 4, 4), int)), text)
     with pytest.raises(BadInput, match="extra frames"):
         model(x, time, text, Extra(x[:, :1, :2], jnp.zeros((2, 1))))
+
+
+def test_hints_are_added_as_strongly_as_told():
+    """Without strength a control branch changes nothing."""
+    cfg = replace(CFG, vace_layers=(1,), vace_channels=5)
+    branch = DiT(cfg, rngs=nnx.Rngs(0))
+    state = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), nnx.state(branch))
+    graph = nnx.graphdef(branch)
+    x, time, text = inputs()
+    latents = jnp.asarray(np.random.default_rng(7).standard_normal((2, 2, 4, 4, 5)), jnp.float32)  # a frame fewer
+    call = jax.jit(lambda w, s: nnx.merge(graph, w)(x, time, text, control=Control(latents, s)))
+    none, some = (call(state, jnp.full(1, strength)) for strength in (0.0, 1.0))
+    plain_state = {name: part for name, part in nnx.to_pure_dict(state).items() if name != "control"}
+    plain_graph, abstract = nnx.split(nnx.eval_shape(lambda: DiT(CFG, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(abstract, plain_state)
+    want = jax.jit(lambda w: nnx.merge(plain_graph, w)(x, time, text))(abstract)
+    np.testing.assert_allclose(none, want, atol=1e-5)
+    assert np.abs(some - none).max() > 1e-2
+
+
+def test_what_variants_are_given_must_fit():
+    plain_dit, variant = (
+        nnx.split(nnx.eval_shape(lambda cfg=cfg: DiT(cfg, rngs=nnx.Rngs(0)))) for cfg in (CFG, VARIANT)
+    )
+    x, time, text = inputs()
+    wide = jnp.zeros((2, 3, 4, 4, 12))
+    image, control = jnp.zeros((2, 6, 8)), Control(jnp.zeros((2, 3, 4, 4, 5)), jnp.ones(2))
+
+    def shape_of(model, x, **given):
+        graph, state = model
+        return jax.eval_shape(lambda w: nnx.merge(graph, w)(x, time, text, **given), state).shape
+
+    assert shape_of(variant, wide, image=image, control=control) == x.shape
+    cases = [
+        (plain_dit, x, {"image": image}, "no place for the tokens"),
+        (plain_dit, x, {"control": control}, "no place for control"),
+        (variant, wide, {"control": control}, "wants the tokens of an image encoder"),
+        (variant, wide, {"image": image}, "wants control latents"),
+        (variant, wide, {"image": image[:, 1:], "control": control}, "5 x 8: this model takes 6 tokens x 8"),
+        (variant, wide, {"image": image, "control": control._replace(latents=x)}, "4 channels: this model takes 5"),
+        (variant, wide[:, 1:], {"image": image, "control": control}, "may not be larger"),
+    ]
+    for model, latents, given, what in cases:
+        with pytest.raises(BadInput, match=what):
+            shape_of(model, latents, **given)
