@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from (default: nothing)")
     what.add_argument("--image", metavar="PATH", help="a picture that becomes the first frame")
     what.add_argument("--resize", choices=("crop", "pad", "stretch"), default="crop", help="how the picture is fitted")
+    what.add_argument("--last_image", metavar="PATH", help="a picture that becomes the last frame")
+    what.add_argument("--keyframe", action="append", metavar="N=PATH", help="a picture for frame N; repeatable")
+    what.add_argument("--extend", metavar="CLIP", help="go on from a video; lengths count from its last frame")
+    what.add_argument("--before", action="store_true", help="with --extend: lead up to it instead, to its first frame")
+    what.add_argument("--loop", action="store_true", help="the end goes over into the beginning; 4k frames")
+    what.add_argument("--video", metavar="CLIP", help="footage to work on, with one of the next three")
+    what.add_argument("--mask", metavar="PATH", help="a video or picture: white is made new, black stays")
+    what.add_argument("--strength", type=float, metavar="X", help="how much is made new: 0 nothing .. 1 all")
+    what.add_argument("--interpolate", type=int, metavar="N", help="N times as many frames: those between are made")
     what.add_argument("--num_videos_per_prompt", type=int, default=1, metavar="N", help="clips of each prompt")
     size = parser.add_argument_group("length and size (defaults: the model's)")
     size.add_argument("--num_frames", type=int, metavar="N", help="4k+1: 1, 5, 9, ... 17, ...; 1 is a still")
@@ -34,6 +44,25 @@ def add_parser(subparsers: Any) -> None:
     size.add_argument("--width", type=int, metavar="PX")
     size.add_argument("--aspect", metavar="W:H", help="the nearest size that the model was trained at, such as 9:16")
     size.add_argument("--fit", choices=("nearest",), help="take the nearest valid length and size instead of an error")
+    long = parser.add_argument_group("longer than a model was trained for")
+    long.add_argument("--long", choices=("single", "window", "extend", "auto"), default="single",
+                      help="one pass; overlapping windows; chunk after chunk; or what fits")  # fmt: skip
+    long.add_argument(
+        "--prompt_at", action="append", nargs=2, metavar=("SECONDS", "PROMPT"), help="what is seen from then on"
+    )
+    long.add_argument("--transition", choices=("cut", "carry"), default="cut",
+                      help="a new prompt begins a new shot, or goes on from the last frames")  # fmt: skip
+    long.add_argument(
+        "--rope", choices=("none", "riflex", "ntk"), help="single: how positions beyond training are stretched"
+    )
+    long.add_argument(
+        "--window", type=int, metavar="N", help="latent frames of a window or chunk (default: the model's)"
+    )
+    long.add_argument(
+        "--overlap", type=int, metavar="N", help="window: latent frames that neighbours share (default 2)"
+    )
+    long.add_argument("--noise_order", choices=("fresh", "shared", "rescheduled"), default="fresh",
+                      help="window: each frame's own noise, the first window's again, or that shuffled")  # fmt: skip
     how = parser.add_argument_group("how (defaults: the model's)")
     how.add_argument("--model", metavar="MODEL", help="a diffusers folder, a run folder, or a name (default: on board)")
     how.add_argument("--seed", type=int, metavar="N", help="same seed, same clip (default: drawn, and printed)")
@@ -41,13 +70,22 @@ def add_parser(subparsers: Any) -> None:
     how.add_argument("--guidance_scale", type=float, metavar="X", help="1 switches guidance off: twice as fast")
     how.add_argument("--solver", metavar="NAME", help="unipc, dpmpp_2m, heun or euler")
     how.add_argument("--shift", type=float, metavar="X", help="above 1: more of the steps near noise")
+    how.add_argument("--lora", action="append", default=[], metavar="PATH[=STRENGTH]",
+                     help="merge an adapter into the weights; repeatable; PATH@2 is for a second expert")  # fmt: skip
     how.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto")
+    how.add_argument("--weights", choices=("float32", "bfloat16", "int8"),
+                     help="what weights are kept as, to save memory (default: as --dtype)")  # fmt: skip
+    how.add_argument("--offload", action="store_true", help="weights of layers stay in the host's memory: slow, small")
     how.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    how.add_argument(
+        "--cache", choices=("off", "safe", "fast"), default="off", help="leave out steps that change little"
+    )
     how.add_argument("--strict", action="store_true", help="warnings become errors")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="PATH", help="a file, or a folder for files with names made up")
     out.add_argument("--force", action="store_true", help="overwrite")
     out.add_argument("--save_latents", action="store_true", help="also NAME.latents.npz")
+    out.add_argument("--preview_every", type=int, metavar="N", help="a picture of the clip under way every N steps")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,44 +135,31 @@ def prepare_jax(device: str) -> None:
 
 def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
     import json
-    import time
 
     from dit_video.core.log import log
-    from dit_video.generate.clip import check_free, output_paths, save_latents
-    from dit_video.generate.pipeline import Unfinished, VideoPipeline
-    from dit_video.generate.request import resolve
+    from dit_video.generate.clip import output_paths
+    from dit_video.generate.pipeline import VideoPipeline
+    from dit_video.generate.request import OPTIONS, resolve
 
-    pipe = VideoPipeline.from_pretrained(args.model, dtype=args.dtype, progress=not args.quiet)
-    names = ("negative_prompt", "image", "num_frames", "seconds", "height", "width", "aspect", "fps", "seed", "solver",
-             "num_inference_steps", "guidance_scale", "shift", "fit", "resize", "strict")  # fmt: skip
-    request = resolve(pipe.model, prompts, **{name: getattr(args, name) for name in names})
+    pipe = VideoPipeline.from_pretrained(
+        args.model, dtype=args.dtype, progress=not args.quiet, keep=args.weights, offload=args.offload, lora=args.lora
+    )
+    names = {"negative_prompt", "image", "num_frames", "height", "width", "fps", "seed", "num_inference_steps",
+             "guidance_scale", "prompt_at", *OPTIONS} - {"keyframes", "num_videos_per_prompt"}  # fmt: skip
+    asked = {name: getattr(args, name) for name in names}
+    request = resolve(pipe.model, prompts, keyframes=keyframes(args.keyframe), memory=pipe.memory, **asked)
     paths = output_paths(args.output, prompts, request.seed, args.force)
     log.info(
         "seed %d · %d frames of %dx%d at %g fps · %d steps of %s, guidance %g",
         request.seed, request.num_frames, request.width, request.height, request.fps, request.num_inference_steps,
         request.solver, request.guidance_scale,
     )  # fmt: skip
-    try:
-        clips = pipe.run(request).clips
-    except Unfinished as error:
-        done = len(error.clips)
-        kept = [str(clip.save(path, force=args.force)) for path, clip in zip(paths, error.clips, strict=False)]
-        for path, latents, prompt in zip(paths[done:], error.latents, prompts[done:], strict=False):
-            about = {"seed": request.seed, "prompt": prompt, "fps": request.fps}
-            kept.append(str(save_latents(path, latents, about)))
-        error.args = (f"{error}. Kept: {', '.join(kept)}",)
-        raise
     results = []
-    for path, clip in zip(paths, clips, strict=True):
-        began = time.perf_counter()
-        check_free(path, args.force)
-        clip.save(path, force=True, latents=args.save_latents)
-        meta = clip.metadata
+    for path, meta, wrote in written(pipe, request, paths, args):
         results.append({
             "path": str(path), "seed": meta["seed"], "frames": meta["num_frames"], "height": meta["height"],
             "width": meta["width"], "fps": meta["fps"], "steps": meta["num_inference_steps"],
-            "model": meta["model"]["hash"],
-            "seconds": {**meta["seconds"], "write": round(time.perf_counter() - began, 3)},
+            "model": meta["model"]["hash"], "seconds": {**meta["seconds"], "write": round(wrote, 3)},
         })  # fmt: skip
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results))
@@ -143,3 +168,57 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
     log.info(" · ".join(f"{name} {spent:.1f} s" for name, spent in results[0]["seconds"].items()))
     sys.stdout.flush()
     return 0
+
+
+def keyframes(given: list[str] | None) -> dict[int, str] | None:
+    """`["24=a.png"]` as {24: "a.png"}. Raises BadInput."""
+    from dit_video.core.errors import BadInput
+
+    frames: dict[int, str] = {}
+    for text in given or ():
+        number, _, path = text.partition("=")
+        if not path or not number.strip().isdigit():
+            raise BadInput(f"--keyframe {text}: give the frame's number and its picture, such as 24=path.png.")
+        if int(number) in frames:
+            raise BadInput(f"--keyframe {text}: frame {int(number)} is given twice. Give each frame one picture.")
+        frames[int(number)] = path
+    return frames or None
+
+
+def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace) -> Iterator[tuple[Path, dict, float]]:
+    """Makes the clips and writes them: (path, metadata, seconds of writing) of each. What was done when something fails
+    or the user stops is kept, and the error says where."""
+    import time
+
+    from dit_video.generate.clip import check_free, save_latents
+    from dit_video.generate.preview import preview
+    from dit_video.generate.sampler import Unfinished
+
+    shown = preview(paths[0], args.preview_every) if args.preview_every is not None else None
+    done: list[Path] = []
+    try:
+        if not pipe.whole(request):
+            for index, path in enumerate(paths):
+                film = pipe.film(request, index, callback=shown)
+                began = time.perf_counter()
+                meta = film.save(path, force=args.force, latents=args.save_latents)
+                done.append(path)
+                yield path, meta, time.perf_counter() - began - meta["seconds"]["decode"]
+            return
+        for path, clip in zip(paths, pipe.run(request, callback=shown).clips, strict=True):
+            began = time.perf_counter()
+            check_free(path, args.force)
+            clip.save(path, force=True, latents=args.save_latents)
+            yield path, clip.metadata, time.perf_counter() - began
+    except Unfinished as error:
+        kept = [str(clip.save(path, force=args.force)) for path, clip in zip(paths, error.clips, strict=False)]
+        kept += map(str, done)
+        if error.kept is not None:
+            kept.append(str(error.kept))
+        else:
+            first = len(kept)
+            for index, (path, latents) in enumerate(zip(paths[first:], error.latents, strict=False), first):
+                about = pipe.about(request, index) | ({"steps_done": error.steps} if error.steps else {})
+                kept.append(str(save_latents(path, latents, about)))
+        error.args = (f"{error}. Kept: {', '.join(kept)}",)
+        raise

@@ -11,7 +11,7 @@ from dit_video.core.errors import NonFinite
 from dit_video.core.types import Latent, Time
 from dit_video.diffusion.guidance import Velocity
 from dit_video.diffusion.schedule import Instant, Schedule
-from dit_video.diffusion.solvers import Carry, Solver
+from dit_video.diffusion.solvers import Carry, Slope, Solver
 
 Step = Callable[[Carry, Instant, Instant], tuple[Carry, Bool[Array, ""]]]
 
@@ -21,14 +21,19 @@ def start(noise: Latent, solver: Solver, memory: Any = ()) -> Carry:
     return Carry(noise, solver.init(noise), memory)
 
 
-def advance(carry: Carry, now: Instant, then: Instant, velocity: Velocity, solver: Solver) -> Carry:
-    """One step of the solver. All clips are at the same moment."""
+def at_moment(velocity: Velocity) -> Slope:
+    """A velocity as solvers call it. All clips are at the same moment."""
 
     def slope(x: Latent, instant: Instant, memory: Any) -> tuple[Latent, Any]:
         values = jnp.broadcast_to(jnp.asarray(instant.model, jnp.float32), (x.shape[0], 1))
         return velocity(x, Time(values, None), memory)
 
-    return solver.step(carry, slope, now, then)
+    return slope
+
+
+def advance(carry: Carry, now: Instant, then: Instant, velocity: Velocity, solver: Solver) -> Carry:
+    """One step of the solver."""
+    return solver.step(carry, at_moment(velocity), now, then)
 
 
 def step_function(velocity: Velocity, solver: Solver) -> Step:
@@ -51,13 +56,14 @@ def iterate(step: Step, carry: Carry, schedule: Schedule, first: int = 0) -> Ite
     flag, done = None, first
     for now, then in pairs[first:]:
         carry, finite = step(carry, now, then)
-        _check(flag, done, len(pairs))
+        check_finite(flag, done, len(pairs))
         flag, done = finite, done + 1
         yield done, carry
-    _check(flag, done, len(pairs))
+    check_finite(flag, done, len(pairs))
 
 
-def _check(finite: Bool[Array, ""] | None, step: int, steps: int) -> None:
+def check_finite(finite: Bool[Array, ""] | None, step: int, steps: int) -> None:
+    """Raises NonFinite with the number of the step."""
     if finite is not None and not bool(finite):
         raise NonFinite(
             f"Non-finite latents at step {step}/{steps}. Try --dtype float32; if it is in use, the weights are broken."

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,20 @@ def save_latents(path: Path, latents: Float[np.ndarray, "t h w z"], metadata: di
     np.savez(partial, latents=latents, metadata=np.array(json.dumps(metadata, ensure_ascii=False)))
     os.replace(partial, path)
     return path
+
+
+def load_latents(path: str | os.PathLike[str]) -> tuple[Float[np.ndarray, "t h w z"], dict[str, Any]]:
+    """What `save_latents` wrote. Raises MissingError, and BadInput for another file."""
+    if not Path(path).is_file():
+        raise MissingError(f"{path}: no such file.")
+    try:
+        with np.load(path) as saved:
+            latents, metadata = saved["latents"], json.loads(str(saved["metadata"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: not a NAME.latents.npz of this program ({error}).") from error
+    if latents.ndim != 4 or latents.dtype != np.float32:
+        raise BadInput(f"{path}: latents must be float32 (t, h, w, z), got {latents.dtype} {latents.shape}.")
+    return latents, metadata
 
 
 def slug(prompt: str, length: int = 40) -> str:

@@ -20,34 +20,30 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from dit_video import __version__
-from dit_video.core.errors import BadInput, DitVideoError, Interrupted, NonFinite, OutOfMemory
-from dit_video.core.log import Progress
+from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.log import Progress, log
 from dit_video.core.mesh import MeshShape, Rules, make_mesh, shardings
-from dit_video.diffusion.noise import clip_noise
-from dit_video.diffusion.sample import iterate
-from dit_video.diffusion.schedule import Schedule
-from dit_video.diffusion.solvers import solver_named
+from dit_video.diffusion.cache import Curve, caching_named, reuses
+from dit_video.generate.calibrate import calibrate
 from dit_video.generate.clip import Clip, frames_sha256
+from dit_video.generate.decode import Strip, piece_bytes, tiles_for
+from dit_video.generate.encoded import encode
+from dit_video.generate.film import Film
+from dit_video.generate.memory import free_memory
+from dit_video.generate.mode import Plan
 from dit_video.generate.programs import Programs, programs
-from dit_video.generate.request import Request, resolve
+from dit_video.generate.request import OPTIONS, Request, resolve
+from dit_video.generate.sampler import Sampler, Unfinished, unfinished
+from dit_video.generate.shots import WARM_UP
+from dit_video.weights.place import place
 
 if TYPE_CHECKING:
     from dit_video.weights.model import Model
 
 OutputType = Literal["uint8", "np", "latent"]
-MORE = frozenset(["seconds", "aspect", "solver", "shift", "fit", "resize", "strict", "num_videos_per_prompt"])
+MORE = frozenset(OPTIONS)
 AT_ONCE = 16  # clips in one batch; more are made in equal parts
 STREAM_FROM = 17  # latent slots from which frames are decoded in pieces, in bounded memory
-
-
-class Unfinished(DitVideoError):
-    """Stopped on the way: `latents` (B, t, h, w, z), normalised, are those of the part under way, `clips` are whole.
-    The exit code is that of the cause."""
-
-    def __init__(self, message: str, cause: type[DitVideoError], latents: np.ndarray, request: Request):
-        super().__init__(message)
-        self.exit_code, self.latents, self.request = cause.exit_code, latents, request
-        self.clips: list[Clip] = []
 
 
 @dataclass(frozen=True)
@@ -92,9 +88,13 @@ class VideoPipeline:
         dtype: str | None = None,
         rules: Rules = Rules(),
         progress: bool = False,
+        keep: str | None = None,
+        offload: bool = False,
     ):
-        """`dtype` of the computation: float32, bfloat16, or None or "auto" for what suits the device. Weights and the
-        solver stay float32. With a mesh, weights lie as their logical axes say and the batch is split."""
+        """`dtype` of the computation: float32, bfloat16, or None or "auto" for what suits the device; the solver stays
+        float32. `keep`: what matrices are kept as (float32, bfloat16, int8); None: as they are computed with.
+        `offload`: those of layers stay in the host's memory. With a mesh, weights lie as their logical axes say and the
+        batch is split."""
         self.mesh = make_mesh(mesh) if isinstance(mesh, MeshShape) else mesh
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         self.dtype = choose_dtype(dtype, device.platform)
@@ -107,9 +107,9 @@ class VideoPipeline:
         )
         self.rules, self.show = rules, progress
         self.programs: Programs = programs(self.model.dit, self.model.vae, self.model.text, self.mesh, rules)
-        self.params = self._place(model.params)
+        self.params = self._place(model.params, keep or self.dtype, offload)
         self.load_seconds = 0.0
-        self._hash = model.digest
+        self._hash, self._curve = model.digest, None
 
     @classmethod
     def from_pretrained(
@@ -118,17 +118,44 @@ class VideoPipeline:
         mesh: Mesh | MeshShape | None = None,
         dtype: str | None = None,
         progress: bool = False,
+        keep: str | None = None,
+        offload: bool = False,
+        lora: Sequence[str] = (),
     ) -> "VideoPipeline":
-        """From a diffusers folder, a run folder or a name; None takes the weights on board.
+        """From a diffusers folder, a run folder or a name; None takes the weights on board. `lora`: adapters to merge,
+        each PATH or PATH=STRENGTH. Weights go from their files to the devices an array at a time.
 
         Raises MissingError for a model that is not there and BadInput for one that does not fit together.
         """
-        from dit_video.weights.folder import load_model
+        from dit_video.weights.checkpoints import open_base
+        from dit_video.weights.lora import merge_files
 
         began = time.perf_counter()
-        pipe = cls(load_model(model), mesh, dtype, progress=progress)
+        pipe = cls(merge_files(open_base(model), lora), mesh, dtype, progress=progress, keep=keep, offload=offload)
         pipe.load_seconds = time.perf_counter() - began
         return pipe
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that are free where this pipeline computes."""
+        return free_memory(None if self.mesh is None else self.mesh.devices.flat[0])
+
+    def programs_for(self, plan: Plan) -> Programs:
+        """The programs of a plan: others than the usual where it stretches positions."""
+        if plan.stretch is None:
+            return self.programs
+        dit = replace(self.model.dit, stretch=plan.stretch)
+        return programs(dit, self.model.vae, self.model.text, self.mesh, self.rules)
+
+    def curve(self, request: Request) -> Curve:
+        """How the velocity changes along the way: as the model says, or measured now, once."""
+        rows = self.model.defaults.cache
+        if rows:
+            return Curve(*(tuple(column) for column in zip(*rows, strict=True)))
+        if self._curve is None:
+            log.info("this model's cache was never measured: measuring it on this prompt")
+            self._curve = calibrate(self, request.prompts[:1])
+        return self._curve
 
     @property
     def hash(self) -> str:
@@ -150,6 +177,7 @@ class VideoPipeline:
         guidance_scale: float | None = None,
         seed: int | None = None,
         latents: Float[np.ndarray, "B t h w z"] | None = None,
+        prompt_at: Sequence[tuple[float, str]] | None = None,
         callback_on_step_end: Callable[["VideoPipeline", int, float, dict[str, Any]], dict | None] | None = None,
         output_type: OutputType = "uint8",
         **more: Any,
@@ -157,9 +185,10 @@ class VideoPipeline:
         """Makes one clip a prompt. What is left out takes the model's defaults.
 
         `image` (a path, a PIL image, or uint8 (H, W, 3)) becomes the first frame. `latents` is starting noise, float32.
-        `callback_on_step_end(pipe, step, t, {"latents": x})` is called after each step with t in 0..1000; it may return
-        {"latents": ...} to go on from, and may raise to stop. `more`: seconds, aspect, solver, shift, fit, resize,
-        strict, num_videos_per_prompt, as on the command line.
+        `prompt_at`: [(seconds, prompt), ...], what is to be seen from then on.
+        `callback_on_step_end(pipe, step, t, {"latents": x, "data": d})` is called after each step with t in 0..1000 and
+        d what x is on the way to; it may return {"latents": ...} to go on from or {"stop": True}, and may raise.
+        `more`: the other flags of `dit-video generate`, by their names; `keyframes` is {frame: picture}.
 
         Raises BadInput before anything is computed, NonFinite with the step, Unfinished when latents exist but frames
         could not be made of them.
@@ -172,7 +201,7 @@ class VideoPipeline:
         request = resolve(
             self.model, prompt, negative_prompt=negative_prompt, image=image, num_frames=num_frames, height=height,
             width=width, fps=fps, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed,
-            **more,
+            prompt_at=prompt_at, memory=self.memory, **more,
         )  # fmt: skip
         return self.run(request, latents=latents, callback=callback_on_step_end, output_type=output_type)
 
@@ -188,128 +217,119 @@ class VideoPipeline:
         count = len(request.prompts)
         if latents is not None and (tuple(latents.shape) != (count, *shape) or latents.dtype != np.float32):
             raise BadInput(f"latents must be float32 {(count, *shape)}, got {latents.dtype} {tuple(latents.shape)}.")
+        (shot, *more) = request.shots(self.model.vae.stride)
+        if latents is not None and (more or shot.mid or request.plan.mode != "single"):
+            raise BadInput(
+                'latents go with clips of one pass. Give a seed, or long="single" without changes of prompt.'
+            )
         progress = Progress(self.show)
-        parts = -(-count // AT_ONCE)
+        parts = -(-count // AT_ONCE) if self.whole(request) else count
         size = -(-count // parts)
         clips: list[Clip] = []
         for first in range(0, count, size):
             # the last part is filled up: one shape, one compile
             which = [min(first + i, count - 1) for i in range(size)]
-            noise = clip_noise(request.seed, which, shape[0], shape[1:]) if latents is None else latents[which]
+            noise = None if latents is None else latents[which]
+            film = None
             try:
-                made = self._sample(request, which, noise, callback, progress, output_type != "latent")
-                frames = None if output_type == "latent" else self._decode(made, request, progress)
+                if self.whole(request):
+                    made, frames = self._whole(request, which, noise, callback, progress, output_type != "latent")
+                else:
+                    film = self.film(request, which[0], noise, callback, progress)
+                    made = film.latents[None]
+                    frames = None if output_type == "latent" else [np.stack(list(film.frames()))]
             except Unfinished as error:
                 error.clips = clips
                 raise
             for i, clip in enumerate(which[: count - first]):
-                clips.append(self._clip(request, clip, None if frames is None else frames[i], made[i]))
-        seconds = {"load": round(self.load_seconds, 3)}
-        seconds |= {name: round(progress.seconds.get(name, 0.0), 3) for name in ("compile", "denoise", "decode")}
+                shown = np.zeros((0, request.height, request.width, 3), np.uint8) if frames is None else frames[i]
+                # Sampled at once: a matrix product rounds by its shape, so the same frames take the same batch.
+                about = self.about(request, clip) | {"batch": [request.prompts[i] for i in which]}
+                about |= film.metadata if film else {}
+                about["frames_sha256"] = frames_sha256(shown) if len(shown) else None
+                clips.append(Clip(shown, request.fps, about, made[i]))
         for clip in clips:
-            # A matrix product rounds by its shape: the same frames again take a batch of the same size.
-            clip.metadata.update(batch=size, seconds=dict(seconds))
+            clip.metadata["seconds"] = self.seconds(progress)
         return Output(clips, request.seed, output_type)
 
-    def _sample(
-        self,
-        request: Request,
-        which: list[int],
-        noise: np.ndarray,
-        callback: Callable | None,
-        progress: Progress,
-        decodes: bool,
-    ) -> np.ndarray:
-        """Normalised latents of some of the request's clips."""
-        solver, params = solver_named(request.solver), self.params
-        schedule = Schedule(request.num_inference_steps, request.shift, solver.schedule)
-        texts = [request.prompts[i] for i in which]
-        texts += [request.negative_prompt] * len(texts) if request.guided else []
-        tokens = self.model.tokenizer.encode(texts, max_length=self.model.dit.text_len)
-        clean = mask = pixels = None
-        if request.image is not None:
-            clean, mask, pixels = np.zeros_like(noise), np.zeros(noise.shape[:4], bool), request.image[None, None]
-            mask[:, 0] = True
-        with progress.phase("compile"):
-            prompt = (params["dit"], params["text"], self._spread(tokens.ids), self._spread(tokens.length))
-            ready = self._prepare(request, prompt, noise, pixels, clean, mask, schedule, decodes)
-        with progress.phase("denoise", steps=schedule.steps) as tick, self.programs.on_mesh():
-            if pixels is not None:
-                clean[:, 0] = np.asarray(ready["encode"](params["vae"], pixels))[:, 0]
-                noise = np.where(mask[..., None], clean, noise)
-            context, carry = ready["begin"](*prompt, self._spread(noise))
-            scale, done = np.float32(request.guidance_scale), 0
+    def whole(self, request: Request) -> bool:
+        """Whether clips are made and decoded in one piece each, several at once."""
+        (shot, *more), vae = request.shots(self.model.vae.stride), self.model.vae
+        plain = not more and not shot.mid and request.plan.mode == "single" and shot.slots < STREAM_FROM
+        given, size = request.given, (request.height // vae.factor, request.width // vae.factor)
+        fits = self.memory is None or piece_bytes(vae, *size, shot.slots) <= self.memory
+        return plain and fits and given.lead is None and given.follow is None
 
-            def step(carry, now, then):
-                nonlocal done
-                carry, finite = ready["advance"](params["dit"], carry, now, then, context, scale, clean, mask)
-                if callback is not None:
-                    given = callback(self, done, float(now.model) * 1000, {"latents": np.asarray(carry.x)})
-                    if given and "latents" in given:
-                        carry = carry._replace(x=np.asarray(given["latents"], np.float32))
-                done += 1
-                return carry, finite
+    def _whole(
+        self, request: Request, which: list[int], noise: Any, callback: Any, progress: Progress, decodes: bool
+    ) -> tuple[np.ndarray, Any]:
+        """Latents and frames of clips that are one pass each."""
+        (shot,) = request.shots(self.model.vae.stride)
+        sampler = self._sampler(request, which, noise, callback, progress)
+        shape = self.model.vae.latent_shape(request.num_frames, request.height, request.width)
+        latents = jax.ShapeDtypeStruct((len(which), *shape), np.float32)
+        also = {"decode": ((), self.programs.decode, (self.params["vae"], latents))} if decodes else {}
+        made = sampler.run(shot, also)
+        return made, self._decode(made, request, progress) if decodes else None
 
-            try:
-                for _, last in iterate(step, carry, schedule):
-                    carry = last
-                    tick()
-            except NonFinite as error:
-                raise NonFinite(f"{error}{self._blame()}") from None
-            except KeyboardInterrupt:
-                message = f"interrupted at step {done}/{schedule.steps}"
-                raise Unfinished(message, Interrupted, np.asarray(carry.x), request) from None
-            latents = np.asarray(carry.x)
-        return latents if mask is None else np.where(mask[..., None], clean, latents)
+    def film(
+        self, request: Request, clip: int = 0, noise: Any = None, callback: Any = None, progress: Progress | None = None
+    ) -> Film:
+        """One clip of any length, made of one stream of latents or of several, its frames yet to be decoded.
 
-    def _prepare(
-        self, request: Request, prompt: tuple, noise, pixels, clean, mask, schedule: Schedule, decodes: bool
-    ) -> dict[str, Callable]:
-        """Everything that this request needs, compiled."""
-        programs, solver = self.programs, solver_named(request.solver)
-        begin, kind = programs.begin(solver), (solver, request.guided, mask is not None)
-        now, then = schedule.pairs()[0]
-        context, carry = jax.eval_shape(begin, *prompt, noise)
-        arguments = (self.params["dit"], carry, now, then, context, np.float32(1), clean, mask)
-        wanted = {
-            "begin": ((solver,), begin, (*prompt, noise)),
-            "advance": (kind, programs.advance(*kind), arguments),
-        }
-        if pixels is not None:
-            wanted["encode"] = ((), programs.encode, (self.params["vae"], pixels))
-        if decodes and noise.shape[1] < STREAM_FROM:
-            wanted["decode"] = ((), programs.decode, (self.params["vae"], noise))
-        return programs.prepare(wanted)
+        How they will be is planned before anything is sampled: BadInput says when memory cannot do it."""
+        progress = progress or Progress(self.show)
+        vae, given = self.model.vae, request.given
+        tiles, slots = tiles_for(vae, request.height // vae.factor, request.width // vae.factor, self.memory)
+        sampler, strips = self._sampler(request, [clip], noise, callback, progress), []
+        try:
+            for shot in request.shots(vae.stride):
+                (made,) = sampler.run(shot)
+                if shot.ring:
+                    made = np.concatenate([made[-WARM_UP:], made])
+                if shot.prefix:
+                    made = np.concatenate([sampler.encoded.history[: -shot.prefix], made])
+                strips.append(Strip(made, shot.skip))
+        except (Exception, KeyboardInterrupt) as error:
+            if not strips:
+                raise
+            done = [strip.latents for strip in strips]
+            if not isinstance(error, Unfinished):
+                raise unfinished(error, "sampling", np.concatenate(done)[None], request) from error
+            error.latents = np.concatenate([*done, error.latents[0]])[None]
+            raise
+        strips[-1] = strips[-1]._replace(drop=given.drop)
+        return Film(self, request, strips, self.about(request, clip), tiles, slots, progress)
+
+    def _sampler(self, request: Request, which: list[int], noise: Any, callback: Any, progress: Progress) -> Sampler:
+        """A sampler with its conditions encoded and its cache planned."""
+        sampler = Sampler(self, request, which, progress, callback, noise)
+        how = caching_named(request.cache)
+        if how is not None:
+            sampler.reuse = reuses(self.curve(request), sampler.schedule.instants().flow[:-1], how)
+        if request.given.latent:
+            with progress.phase("compile"), self.programs.on_mesh():
+                sampler.encoded = encode(self.programs, self.params["vae"], self.model, request.given)
+        return sampler
 
     def _decode(self, latents: np.ndarray, request: Request, progress: Progress) -> np.ndarray:
         """Pixels uint8 (B, T, H, W, 3). Raises Unfinished, which carries the latents."""
         vae = self.params["vae"]
         try:
             with progress.phase("decode"), self.programs.on_mesh():
-                if latents.shape[1] >= STREAM_FROM:
-                    pixels, finite = self.programs.decode_stream(vae, latents)
-                else:
-                    ready = self.programs.prepare({"decode": ((), self.programs.decode, (vae, latents))})
-                    pixels, finite = ready["decode"](vae, self._spread(latents))
+                ready = self.programs.prepare({"decode": ((), self.programs.decode, (vae, latents))})
+                pixels, finite = ready["decode"](vae, self.spread(latents))
                 if not bool(finite):
-                    raise NonFinite(
-                        f"Non-finite pixels in decoding ({self.dtype}). Try --dtype float32.{self._blame()}"
-                    )
+                    raise NonFinite(f"Non-finite pixels in decoding ({self.dtype}). Try --dtype float32.{self.blame()}")
                 return np.asarray(pixels)
-        except KeyboardInterrupt:
-            raise Unfinished("interrupted while decoding", Interrupted, latents, request) from None
-        except NonFinite as error:
-            raise Unfinished(str(error), NonFinite, latents, request) from error
-        except Exception as error:
-            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-            message = f"decoding failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-            raise Unfinished(message, OutOfMemory if full else DitVideoError, latents, request) from error
+        except (Exception, KeyboardInterrupt) as error:
+            raise unfinished(error, "decoding", latents, request) from error
 
-    def _clip(self, request: Request, index: int, frames: np.ndarray | None, latents: np.ndarray) -> Clip:
+    def about(self, request: Request, index: int) -> dict[str, Any]:
+        """How a clip is made, for its metadata."""
         model = self.model
-        frames = np.zeros((0, request.height, request.width, 3), np.uint8) if frames is None else frames
         used = model.tokenizer.encode([request.prompts[index]], max_length=model.dit.text_len)
-        metadata = {
+        about = {
             "prompt": request.prompts[index],
             "prompt_used": model.tokenizer.decode(used.ids[0]),
             "negative_prompt": request.negative_prompt,
@@ -329,18 +349,22 @@ class VideoPipeline:
             "dtype": self.dtype,
             "devices": [d.device_kind for d in ([jax.devices()[0]] if self.mesh is None else self.mesh.devices.flat)],
             "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},
-            "frames_sha256": frames_sha256(frames) if len(frames) else None,
         }
-        return Clip(frames, request.fps, metadata, latents)
+        return about | request.how()
 
-    def _place(self, weights: Any) -> Any:
+    def seconds(self, progress: Progress) -> dict[str, float]:
+        """Of each phase."""
+        names = ("compile", "denoise", "decode")
+        return {"load": round(self.load_seconds, 3)} | {n: round(progress.seconds.get(n, 0.0), 3) for n in names}
+
+    def _place(self, weights: Any, keep: str, offload: bool) -> Any:
         """Weights on the device, or spread over the mesh as their logical axes say."""
         if self.mesh is None:
-            return jax.device_put(weights)
+            return place(weights, None, keep, offload)
         spread = {name: shardings(self.programs.abstract[name][1], self.mesh, self.rules) for name in weights}
-        return jax.device_put(weights, spread)
+        return place(weights, spread, keep, offload)
 
-    def _spread(self, batch: np.ndarray) -> Any:
+    def spread(self, batch: np.ndarray) -> Any:
         """A batch over the mesh where it divides, and whole where it does not."""
         if self.mesh is None:
             return batch
@@ -349,7 +373,7 @@ class VideoPipeline:
         ways = int(np.prod([self.mesh.shape[axis] for axis in axes if axis]))
         return jax.device_put(batch, NamedSharding(self.mesh, spec if len(batch) % ways == 0 else P()))
 
-    def _blame(self) -> str:
+    def blame(self) -> str:
         """Which weights are not finite, if any: a sentence for a message."""
         broken = [name for name, tree in self.params.items() if not weights_finite(tree)]
         return f" The weights of {' and '.join(broken)} hold NaN or infinity." if broken else ""

@@ -2,14 +2,16 @@
 
 `begin` (prompt to keys and values, noise to the first carry), `advance` (one step with guidance, its times as
 arguments, so any number of steps and any scale is one program), `decode` (latents to pixels), and with an image
-`encode`. They are compiled ahead, at the same time, and kept for every pipeline with the same sizes.
+`encode`. A clip that is longer than a pass of the denoiser takes `velocity` (of one window) and `finish` (the solver's
+part of a step, piece by piece) in place of `advance`, and `decode_piece`. They are compiled ahead, at the same time,
+and kept for every pipeline with the same sizes.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dit_video.core.mesh import Rules
-from dit_video.core.types import Latent, Time
+from dit_video.core.types import Extra, Latent, Time
+from dit_video.diffusion.cache import Reuse, cached
 from dit_video.diffusion.flow import Output, VelocityOutput
-from dit_video.diffusion.guidance import guided, in_one_batch
+from dit_video.diffusion.guidance import Velocity, guided, in_one_batch
 from dit_video.diffusion.known import known
-from dit_video.diffusion.sample import start, step_function
+from dit_video.diffusion.sample import at_moment, start, step_function
 from dit_video.diffusion.schedule import Instant
 from dit_video.diffusion.solvers import Carry, Solver
 from dit_video.models.dit import Context, DiT, DiTConfig
@@ -35,9 +38,24 @@ Weights = Any  # nested dicts of arrays
 Key = tuple[Any, ...]
 
 
+class Given(NamedTuple):
+    """What a step is given beside the latents."""
+
+    context: Context
+    scale: Float[Array, ""]  # of guidance
+    clean: Latent | None = None  # under the mask: known
+    mask: Bool[Array, "B T H W"] | None = None
+    extra: Extra | None = None  # pictures and the sink
+
+
 def to_pixels(video: Float[Array, "B T H W 3"]) -> UInt8[Array, "B T H W 3"]:
     """[-1, 1] to 0..255."""
     return jnp.clip(jnp.round((video + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def to_uint8(video: Float[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W 3"]:
+    """The same on the host."""
+    return np.clip(np.round((video + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 class Programs:
@@ -50,6 +68,7 @@ class Programs:
             rules,
         )
         self.output: Output = VelocityOutput()
+        self.stride = vae.stride
         self.compiled: dict[Key, Callable] = {}
 
     @cached_property
@@ -82,43 +101,74 @@ class Programs:
         video = module.decode(module.denormalize(latents))
         return to_pixels(video), jnp.isfinite(video).all()
 
-    def decode_stream(self, vae: Weights, latents: Latent) -> tuple[np.ndarray, bool]:
-        """As `decode`, in pieces along time: memory does not grow with the length. Compiled on the way."""
+    def decode_piece(self, vae: Weights, latents: Latent, past: Any) -> tuple[Float[Array, "B T H W 3"], Any]:
+        """Pixels in [-1, 1] of the latents that follow `past` (None: the clip's first), and the past of the next."""
         module = self.module("vae", vae)
-        pieces = [np.asarray(piece) for piece in module.decode_stream(module.denormalize(jnp.asarray(latents)))]
-        video = np.concatenate(pieces, axis=1)
-        pixels = np.clip(np.round((video + 1) * 127.5), 0, 255)
-        return pixels.astype(np.uint8), bool(np.isfinite(video).all())
+        video, past = module._decode(module.denormalize(latents), past)
+        return jnp.clip(video, -1.0, 1.0), past
+
+    def decode_next(self, vae: Weights, latents: Latent, past: Any) -> tuple[Float[Array, "B T H W 3"], Any]:
+        """`decode_piece`, compiled."""
+        ready = self.prepare({"decode_piece": ((), self.decode_piece, (vae, latents, past))})
+        return ready["decode_piece"](vae, latents, past)
 
     def encode(self, vae: Weights, pixels: UInt8[Array, "B T H W 3"]) -> Latent:
         """Normalised latents: the mean of the encoder's distribution."""
         module = self.module("vae", vae)
         return module.normalize(module.encode(pixels.astype(jnp.float32) / 127.5 - 1)[0])
 
-    def advance(self, solver: Solver, with_guidance: bool, with_known: bool) -> Callable:
-        """One step: (weights, carry, now, then, context, scale, clean, mask) -> (carry, finite).
+    def encode_stream(self, vae: Weights, frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "t h w z"]:
+        """As `encode` of one clip, in pieces along time. Compiled on the way."""
+        module = self.module("vae", vae)
+        video = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1
+        return np.concatenate([np.asarray(module.normalize(mean))[0] for mean, _ in module.encode_stream(video)])
 
-        With guidance, `context` holds the prompts and then the negative prompts, and both are one batch. `clean` and
-        `mask` are of what is known, or None.
+    def field(self, dit: Weights, given: Given, with_guidance: bool) -> Velocity:
+        """The network under its combinators: both branches of guidance in one batch, what is known held, guidance.
+
+        With guidance, the context holds the prompts and then the negative prompts.
         """
+        module, extra = self.module("dit", dit), given.extra
+        if with_guidance and extra is not None:
+            extra = jax.tree.map(lambda a: jnp.concatenate([a, a]), extra)
+
+        def network(x: Latent, time: Time, memory: Any) -> tuple[Latent, Any]:
+            return self.output.velocity(module(x, time, given.context, extra), x, time), memory
+
+        velocity = in_one_batch(network) if with_guidance else network
+        if given.mask is not None:
+            velocity = known(velocity, given.clean, given.mask)
+        return guided(velocity, given.scale) if with_guidance else velocity
+
+    def advance(self, solver: Solver, with_guidance: bool) -> Callable:
+        """One step: (weights, carry, now, then, given, reuse) -> (carry, finite). With `reuse`, the carry's memory is
+        a `Cache`."""
 
         def step(
-            dit: Weights, carry: Carry, now: Instant, then: Instant, context: Context, scale: Float[Array, ""],
-            clean: Latent | None, mask: Bool[Array, "B T H W"] | None,
-        ) -> tuple[Carry, Bool[Array, ""]]:  # fmt: skip
-            module = self.module("dit", dit)
-
-            def velocity(x: Latent, time: Time, memory: Any) -> tuple[Latent, Any]:
-                return self.output.velocity(module(x, time, context), x, time), memory
-
-            field = in_one_batch(velocity) if with_guidance else velocity
-            if with_known:
-                field = known(field, clean, mask)
-            if with_guidance:
-                field = guided(field, scale)
-            return step_function(field, solver)(carry, now, then)
+            dit: Weights, carry: Carry, now: Instant, then: Instant, given: Given, reuse: Reuse | None
+        ) -> tuple[Carry, Bool[Array, ""]]:
+            velocity = self.field(dit, given, with_guidance)
+            if reuse is not None:
+                velocity = cached(velocity, reuse)
+            return step_function(velocity, solver)(carry, now, then)
 
         return step
+
+    def velocity(self, with_guidance: bool) -> Callable:
+        """(weights, x, moment, given) -> dx/dt of one window."""
+
+        def velocity(dit: Weights, x: Latent, moment: Instant, given: Given) -> Latent:
+            return at_moment(self.field(dit, given, with_guidance))(x, moment, ())[0]
+
+        return velocity
+
+    def finish(self, solver: Solver) -> Callable:
+        """The solver's part of a step, given the velocity: (carry, now, then, velocity) -> (carry, finite)."""
+
+        def finish(carry: Carry, now: Instant, then: Instant, v: Latent) -> tuple[Carry, Bool[Array, ""]]:
+            return step_function(lambda x, t, memory: (v, memory), solver)(carry, now, then)
+
+        return finish
 
     def prepare(self, wanted: Mapping[str, tuple[Key, Callable, tuple]]) -> dict[str, Callable]:
         """Compiles `{name: (key, function, arguments)}`, all at once, and what was compiled before not again.

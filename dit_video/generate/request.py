@@ -5,25 +5,30 @@ so; what will work but badly is a warning, or with `strict` an error.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-from jaxtyping import UInt8
+from typing import TYPE_CHECKING, Any
 
 from dit_video.core.errors import BadInput
 from dit_video.core.log import log
 from dit_video.core.sizes import frames_rule, nearest_frames, nearest_size, size_rule
 from dit_video.diffusion.noise import check_seed, draw_seed
+from dit_video.generate.conditions import Asked, Conditions, gather
+from dit_video.generate.mode import Plan, choose, slots_of
+from dit_video.generate.picture import RESIZES, Resize, load_image
+from dit_video.generate.shots import WARM_UP, Shot, change_slot, shots
 
 if TYPE_CHECKING:
+    from dit_video.generate.footage import Footage
     from dit_video.weights.model import Model
 
-Resize = Literal["crop", "pad", "stretch"]
-RESIZES = ("crop", "pad", "stretch")
+TRANSITIONS = ("cut", "carry")
+# what `resolve` takes beside what a call of the pipeline names
+OPTIONS = (
+    "seconds", "aspect", "solver", "shift", "fit", "resize", "strict", "num_videos_per_prompt", "last_image",
+    "keyframes", "extend", "before", "loop", "video", "mask", "strength", "interpolate", "transition", "long", "rope",
+    "window", "overlap", "noise_order", "cache",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,46 @@ class Request:
     solver: str
     shift: float
     seed: int
-    image: UInt8[np.ndarray, "H W 3"] | None  # of the clip's size
-    image_from: dict[str, Any] | None  # its source, its size there, and how it was fitted
+    image_from: dict[str, Any] | None  # of a given first frame: its source, its size there, and how it was fitted
     notes: tuple[str, ...]  # what was changed, and what was warned of
+    plan: Plan
+    given: Conditions = Conditions()
+    prompt_at: tuple[tuple[float, str], ...] = ()  # what is to be seen from these seconds on
+    transition: str = "cut"
+    noise_order: str = "fresh"
+    cache: str = "off"
 
     @property
     def guided(self) -> bool:
         return self.guidance_scale != 1.0
+
+    @property
+    def texts(self) -> tuple[tuple[str, ...], ...]:
+        """The prompts of the time line, each for every clip."""
+        return (self.prompts, *((text,) * len(self.prompts) for _, text in self.prompt_at))
+
+    def shots(self, stride: int) -> list[Shot]:
+        """The streams of latents that a clip is made of."""
+        history = 0 if self.given.history is None else slots_of(len(self.given.history), stride)
+        changes = tuple(change_slot(seconds, self.fps, stride) for seconds, _ in self.prompt_at)
+        return shots(
+            slots_of(self.num_frames, stride), stride, changes, self.plan, self.seed, cut=self.transition == "cut",
+            history=history, loop=self.given.loop, order=self.noise_order,
+        )  # fmt: skip
+
+    def how(self) -> dict[str, Any]:
+        """What is out of the ordinary, for the metadata."""
+        plan, about = self.plan, {}
+        if plan.mode != "single" or plan.stretch:
+            about["long"] = {"mode": plan.mode, "why": plan.why, "window": plan.window, "overlap": plan.overlap}
+            about["long"] |= {"noise": self.noise_order, "rope": plan.stretch and plan.stretch.method}
+        if self.prompt_at:
+            about |= {"prompt_at": [list(change) for change in self.prompt_at], "transition": self.transition}
+        if self.given.sources and not (len(self.given.sources) == 1 and self.image_from):
+            about["given"] = list(self.given.sources)
+        about |= {"strength": self.given.strength} if self.given.strength < 1 else {}
+        about |= {"loop": True} if self.given.loop else {}
+        return about | ({"cache": self.cache} if self.cache != "off" else {})
 
 
 class Notes(list):
@@ -89,32 +127,58 @@ def resolve(
     fit: str | None = None,
     resize: Resize = "crop",
     strict: bool = False,
+    prompt_at: Sequence[tuple[float, str]] | None = None,
+    transition: str = "cut",
+    long: str = "single",
+    rope: str | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    noise_order: str = "fresh",
+    cache: str = "off",
+    memory: int | None = None,
+    **conditions: Any,
 ) -> Request:
-    """The request with the model's defaults filled in. `fps`, `seconds` and sizes as in the command line.
+    """The request with the model's defaults filled in. Names and meanings as in the command line.
 
-    Raises BadInput for what cannot be done, and with `strict` for what would only be warned of.
+    `memory`: bytes that are free, which `long="auto"` plans for. Raises BadInput for what cannot be done, and with
+    `strict` for what would only be warned of.
     """
+    from dit_video.diffusion.cache import caching_named
     from dit_video.diffusion.solvers import solver_named  # loads JAX, which the checks before a model do without
+    from dit_video.diffusion.windows import noise_order as check_order
 
     defaults, notes = model.defaults, Notes(strict)
     if fit not in (None, "nearest"):
         raise BadInput(f"fit={fit!r} is unknown. Use nearest, or leave it out.")
+    if resize not in RESIZES:
+        raise BadInput(f"resize={resize!r} is unknown. Use {', '.join(RESIZES)}.")
     prompts = check_prompts(prompt, num_videos_per_prompt)
-    picture, source = (None, None) if image is None else load_image(image)
-    fps = _positive("fps", defaults.fps if fps is None else fps)
+    asked = Asked(image=image, **conditions)
+    asked.check(model)
+    given_fps = fps
+    footage = asked.open(_positive("fps", defaults.fps if fps is None else fps))
+    if asked.interpolate:
+        given_fps = fps or footage.about["fps"] * asked.interpolate
+    fps = _positive("fps", defaults.fps if given_fps is None else given_fps)
     if fps != defaults.fps:
         notes.say(
             f"fps={fps:g}: the model was trained at {defaults.fps:g}; motion plays {fps / defaults.fps:g}x as fast."
         )
-    frames = choose_frames(num_frames, seconds, fps, defaults.num_frames, model.vae.stride, fit, notes)
+    if footage is not None and footage.about["fps"] != fps and not asked.interpolate:
+        notes.say(f"footage of {footage.about['fps']:g} fps is brought to {fps:g} fps.")
+    usual = frames_of_footage(asked, footage, num_frames or seconds, model.vae.stride, notes) or defaults.num_frames
+    frames = choose_frames(num_frames, seconds, fps, usual, model.vae.stride, fit, notes)
     multiple = model.vae.factor * max(model.dit.patch[1:])
-    height, width = choose_size(height, width, aspect, picture, defaults, multiple, fit, notes)
-    check_beyond_training(frames, height, width, model, notes)
-    if picture is not None:
-        if frames == 1:
-            raise BadInput("num_frames=1 with an image leaves nothing to generate: the image is the first frame.")
-        picture = fit_image(picture, height, width, resize)
-        source = {**source, "resize": resize}
+    height, width = choose_size(height, width, aspect, shape_of(asked, footage), defaults, multiple, fit, notes)
+    given = gather(asked, footage, frames, fps, height, width, resize, model.vae.stride, notes)
+    scale = float(defaults.guidance if guidance_scale is None else guidance_scale)
+    plan = choose(
+        model, frames, height, width, memory, long, guided=scale != 1.0, rope=rope, window=window, overlap=overlap
+    )
+    if plan.mode == "single":
+        check_beyond_training(frames, height, width, model, notes)
+    if long == "auto" and plan.mode != "single":
+        notes.say(f"--long {plan.mode}: {plan.why}.")
     request = Request(
         prompts=prompts,
         negative_prompt=negative_prompt or "",
@@ -123,22 +187,98 @@ def resolve(
         width=width,
         fps=fps,
         num_inference_steps=defaults.steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=float(defaults.guidance if guidance_scale is None else guidance_scale),
+        guidance_scale=scale,
         solver=solver or defaults.solver,
         shift=_positive("shift", native_shift(model) if shift is None else shift),
         seed=draw_seed() if seed is None else check_seed(int(seed)),
-        image=picture,
-        image_from=source,
+        image_from=image_source(given),
         notes=(),
+        plan=plan,
+        given=given,
+        prompt_at=check_changes(prompt_at or (), prompts, frames, fps, model.vae.stride),
+        transition=transition,
+        noise_order=noise_order,
+        cache=cache,
     )
     solver_named(request.solver)
+    caching_named(cache)
+    check_order(1, 1, noise_order, 0)
+    if transition not in TRANSITIONS:
+        raise BadInput(f"transition={transition!r} is unknown. Use {' or '.join(TRANSITIONS)}.")
+    if request.solver == "heun" and (cache != "off" or plan.mode == "window" or given.loop):
+        raise BadInput("heun evaluates twice a step; caching, windows and loops want unipc, dpmpp_2m or euler.")
+    if given.loop and (frames <= model.vae.stride * WARM_UP or (prompt_at and transition == "cut")):
+        raise BadInput(f"--loop wants more than {model.vae.stride * WARM_UP} frames, and goes with --transition carry.")
+    if given.loop:
+        notes.say(f"a loop has {model.vae.stride}k frames: {frames - 1}.")
     if request.num_inference_steps < 1:
         raise BadInput(f"num_inference_steps={request.num_inference_steps} must be at least 1.")
     if not math.isfinite(request.guidance_scale) or request.guidance_scale < 0:
         raise BadInput(f"guidance_scale={request.guidance_scale} must be a number from 0 up; 1 switches guidance off.")
-    check_length(model, (*prompts, request.negative_prompt), notes)
+    check_length(
+        model, (*dict.fromkeys(text for texts in request.texts for text in texts), request.negative_prompt), notes
+    )
     object.__setattr__(request, "notes", tuple(notes))
     return request
+
+
+def shape_of(asked: Asked, footage: "Footage | None") -> tuple[int, int] | None:
+    """Height and width of what is given, the first thing that is."""
+    if footage is not None:
+        return footage.about["height"], footage.about["width"]
+    pictures = [asked.image, *(asked.keyframes or {}).values(), asked.last_image]
+    return next((load_image(picture)[0].shape[:2] for picture in pictures if picture is not None), None)
+
+
+def frames_of_footage(
+    asked: Asked, footage: "Footage | None", length: float | None, stride: int, notes: Notes
+) -> int | None:
+    """How many frames given footage makes, on the rule. None where it does not say. Raises BadInput for a length
+    beside --interpolate, which has one."""
+    if footage is None or asked.extend is not None:
+        return None
+    count = len(footage)
+    if asked.interpolate:
+        if length:
+            raise BadInput(
+                "--interpolate makes as many frames as the footage gives. Leave --num_frames and --seconds out."
+            )
+        count = (count - 1) * asked.interpolate + 1
+    frames = nearest_frames(count, stride)[0]
+    if frames != count:
+        notes.say(f"the footage makes {count} frames; taking {frames} (the model needs {stride}k+1).")
+    return frames
+
+
+def image_source(given: Conditions) -> dict[str, Any] | None:
+    """Where the first frame is from."""
+    first = next((source for source in given.sources if source.get("frame") == 0), None)
+    return first and {name: value for name, value in first.items() if name != "frame"}
+
+
+def check_changes(
+    prompt_at: Sequence[tuple[float, str]], prompts: Sequence[str], frames: int, fps: float, stride: int
+) -> tuple[tuple[float, str], ...]:
+    """Prompts along the time line, in order. Raises BadInput for times out of order or beyond the clip."""
+    last, slot, changes = 0.0, 0, []
+    if prompt_at and len(prompts) > 1:
+        raise BadInput("--prompt_at goes with one prompt: it says what that clip shows later.")
+    for seconds, text in prompt_at:
+        try:
+            seconds = _positive("prompt_at", float(seconds))
+        except ValueError:
+            raise BadInput(f"--prompt_at {seconds}: give seconds and a prompt, such as 4 'a blue square'.") from None
+        check_prompts(text)
+        if seconds <= last:
+            raise BadInput(f"--prompt_at {seconds:g} comes after {last:g}: times must rise.")
+        if seconds >= frames / fps:
+            raise BadInput(f"--prompt_at {seconds:g}: the clip ends at {frames / fps:g} s.")
+        at = change_slot(seconds, fps, stride)
+        if at == slot or at >= slots_of(frames, stride):
+            raise BadInput(f"--prompt_at {seconds:g}: nearer than {stride} frames to another change or to the end.")
+        last, slot = seconds, at
+        changes.append((seconds, text))
+    return tuple(changes)
 
 
 def native_shift(model: "Model") -> float:
@@ -228,7 +368,7 @@ def choose_size(
     height: int | None,
     width: int | None,
     aspect: str | None,
-    picture: np.ndarray | None,
+    picture: tuple[int, int] | None,
     defaults: Any,
     multiple: int,
     fit: str | None,
@@ -244,10 +384,11 @@ def choose_size(
             notes.say(f"--aspect {aspect}: taking {size[1]}x{size[0]}, the nearest size that the model was trained at.")
             return size
         if picture is not None:
-            size = nearest_trained(picture.shape[1] / picture.shape[0], sizes)
+            size = nearest_trained(picture[1] / picture[0], sizes)
             if size != default:
-                shape = f"{picture.shape[1]}x{picture.shape[0]}"
-                notes.say(f"the image is {shape}: taking {size[1]}x{size[0]}, the nearest size of training.")
+                notes.say(
+                    f"the image is {picture[1]}x{picture[0]}: taking {size[1]}x{size[0]}, the nearest size of training."
+                )
             return size
         return default
     size = (default[0] if height is None else height, default[1] if width is None else width)
@@ -281,51 +422,3 @@ def check_beyond_training(frames: int, height: int, width: int, model: "Model", 
         )
     elif (height, width) not in sizes and height * width > max(h * w for h, w in sizes):
         notes.warn(f"{width}x{height} is larger than any size in training. Nearest: {near[1]}x{near[0]}.")
-
-
-def load_image(image: Any) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
-    """Pixels of a path, a PIL image, or a uint8 array (H, W, 3), upright and on white where it is transparent."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    source: dict[str, Any] = {"image": "given"}
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        source["image"] = str(path)
-        if not path.is_file():
-            raise BadInput(f"image {path}: no such file.")
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                image = opened
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise BadInput(f"image {path} cannot be read ({error}). Use a PNG, JPEG or WebP file.") from error
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image)
-        image = np.asarray(image.convert("RGB"))
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise BadInput(f"An image must be a path, a PIL image, or uint8 (H, W, 3); got {image.dtype} {image.shape}.")
-    source["height"], source["width"] = image.shape[:2]
-    return image, source
-
-
-def fit_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int, resize: Resize) -> UInt8[np.ndarray, "H W 3"]:
-    """The image at the clip's size: `crop` what sticks out (centred), `pad` with black, or `stretch`."""
-    from PIL import Image, ImageOps
-
-    if resize not in RESIZES:
-        raise BadInput(f"resize={resize!r} is unknown. Use {', '.join(RESIZES)}.")
-    if image.shape[:2] == (height, width):
-        return image
-    picture, size = Image.fromarray(image), (width, height)
-    if resize == "crop":
-        picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    elif resize == "pad":
-        picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=(0, 0, 0))
-    else:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture)

@@ -126,6 +126,10 @@ def test_the_hash_is_of_the_frames_of_the_python_call(model, tiny, here):
         ([PROMPT, "--num_frames", "65", "--strict"], 2, "trained to"),
         ([PROMPT * 10, "--strict"], 2, "Dropped"),
         ([PROMPT, "--seeds", "4"], 2, "--seed"),
+        ([PROMPT, "--keyframe", "first.png"], 2, "such as 24=path.png"),
+        ([PROMPT, "--keyframe", "3=a.png", "--keyframe", "3=b.png"], 2, "given twice"),
+        ([PROMPT, "--prompt_at", "0.2", "a star", "--prompt_at", "0.1", "a ring"], 2, "times must rise"),
+        ([PROMPT, "--preview_every", "0"], 2, "preview_every=0"),
     ],
 )
 def test_bad_input(model, here, capsys, monkeypatch, argv, code, message):

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dit_video.core.errors import BadInput
 from dit_video.diffusion.schedule import Schedule
-from dit_video.generate.request import fit_image, load_image, nearest_trained, parse_aspect, resolve
+from dit_video.generate.request import nearest_trained, parse_aspect, resolve
 
 PROMPT = "a red circle moves right"
 
@@ -124,48 +123,13 @@ def test_a_long_prompt_shows_what_is_dropped(tiny):
     assert resolve(tiny, " ".join(["right"] * 3)).notes == ()
 
 
-def test_images_are_read_upright_and_on_white(tmp_path):
-    pixels = np.zeros((6, 4, 3), np.uint8)
-    pixels[0, 0] = 200
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    turned, source = load_image(tmp_path / "a.png")
-    assert turned.shape == (4, 6, 3)
-    assert (turned[0, -1] == 200).all()
-    assert source == {"image": str(tmp_path / "a.png"), "height": 4, "width": 6}
-    clear = Image.fromarray(np.zeros((2, 2, 4), np.uint8), "RGBA")
-    assert (load_image(clear)[0] == 255).all()
-    grey = Image.fromarray(np.full((2, 2), 7, np.uint8))
-    assert (load_image(grey)[0] == 7).all()
-
-
-def test_unreadable_images_are_told(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(BadInput, match=r"a\.png cannot be read"):
-        load_image(tmp_path / "a.png")
-
-
-def test_ways_to_fit_an_image():
-    image = np.zeros((20, 40, 3), np.uint8)
-    image[:, :10], image[:, 30:] = 250, 120
-    cropped = fit_image(image, 20, 20, "crop")
-    assert (cropped == 0).all()
-    padded = fit_image(image, 40, 40, "pad")
-    assert (padded[:9] == 0).all()
-    assert (padded[15:25, 2] == 250).all()
-    stretched = fit_image(image, 20, 20, "stretch")
-    assert (stretched[:, 1] > 240).all()
-    assert (abs(stretched[:, 18].astype(int) - 120) < 10).all()
-    np.testing.assert_array_equal(fit_image(image, 20, 40, "crop"), image)
-
-
 def test_an_image_chooses_the_size_nearest_to_its_shape(tiny):
     tall = np.zeros((160, 90, 3), np.uint8)
     request = resolve(tiny, PROMPT, image=tall)
-    assert request.image.shape == (48, 32, 3)
+    assert request.given.pictures[0][1].shape == (48, 32, 3)
     assert request.image_from == {"image": "given", "height": 160, "width": 90, "resize": "crop"}
-    assert resolve(tiny, PROMPT, image=tall, height=32, width=32, resize="pad").image.shape == (32, 32, 3)
+    padded = resolve(tiny, PROMPT, image=tall, height=32, width=32, resize="pad")
+    assert padded.given.pictures[0][1].shape == (32, 32, 3)
 
 
 def test_every_solver_has_a_schedule_of_its_own():

@@ -1,0 +1,82 @@
+"""`dit-video decode NAME.latents.npz`: saved latents become a video file, in memory that does not know its length."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+EPILOG = """\
+examples:
+  dit-video decode clip.latents.npz
+  dit-video decode clip.latents.npz --output clip.gif --tile 32
+
+`dit-video generate` leaves such a file with --save_latents, and when it was stopped or frames could not be made.
+Footage that a clip was made to go on from is not in it.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "decode", help="saved latents become a video file", description=__doc__, epilog=EPILOG
+    )
+    parser.add_argument("latents", metavar="LATENTS.npz")
+    parser.add_argument("--output", metavar="PATH", help="(default: NAME.mp4 beside the latents)")
+    parser.add_argument("--model", metavar="MODEL", help="whose VAE (default: the one that the file names)")
+    parser.add_argument(
+        "--tile", type=int, metavar="N", help="side of a tile in latent positions (default: as memory wants)"
+    )
+    parser.add_argument("--overlap", type=int, default=4, metavar="N", help="what tiles share (default %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    parser.add_argument("--force", action="store_true", help="overwrite")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads, decodes and writes piece by piece. Raises BadInput before a model is loaded."""
+    import json
+
+    from dit_video.cli.generate import prepare_jax
+    from dit_video.core.log import Progress, log
+    from dit_video.generate.clip import check_free, check_writable, load_latents
+    from dit_video.generate.decode import strips_of
+
+    source = Path(args.latents)
+    latents, about = load_latents(source)
+    strips = strips_of(latents, about)
+    name = source.name.removesuffix(".npz").removesuffix(".latents")
+    path = Path(args.output) if args.output else source.with_name(f"{name}.mp4")
+    check_free(path, args.force)
+    check_writable(path.parent)
+    prepare_jax(args.device)
+
+    from dit_video.generate.decode import Tiles, decode_frames, tiles_for
+    from dit_video.generate.film import write_frames
+    from dit_video.generate.pipeline import VideoPipeline
+
+    model = about.get("model", {})
+    pipe = VideoPipeline.from_pretrained(args.model or model.get("name") or None, dtype=args.dtype)
+    if model.get("hash") not in (None, pipe.hash):
+        log.warning("these latents are of another model (%s): colours and shapes may be off", model["hash"])
+    if about.get("steps_done") is not None:
+        log.warning("these latents are not finished: %s", about["steps_done"])
+    height, width = latents.shape[1:3]
+    tiles, slots = tiles_for(pipe.model.vae, height, width, pipe.memory)
+    if args.tile:
+        tiles = Tiles(args.tile, args.tile, args.overlap)
+    progress = Progress(not args.quiet)
+
+    def frames():
+        for strip in strips:
+            for piece in decode_frames(pipe.programs, pipe.params["vae"], strip, tiles, slots):
+                yield from piece
+
+    with progress.phase("decode"):
+        about = write_frames(
+            path, frames(), about.get("fps", pipe.model.defaults.fps), about, lambda: about.get("seconds", {})
+        )
+    if args.json:
+        print(json.dumps({"path": str(path), "seconds": {"decode": round(progress.seconds["decode"], 3)}}))
+    else:
+        print(path)
+    sys.stdout.flush()
+    return 0

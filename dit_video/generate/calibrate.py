@@ -1,0 +1,42 @@
+"""Measures how a model's velocity changes along the way, for step caching."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dit_video.diffusion.cache import Curve, measured
+from dit_video.diffusion.schedule import Schedule
+
+if TYPE_CHECKING:
+    from dit_video.generate.pipeline import VideoPipeline
+
+STEPS = 32
+
+
+def calibrate(pipe: "VideoPipeline", prompts: Sequence[str], steps: int = STEPS) -> Curve:
+    """The curve of a model, from one clip of its usual size a prompt. `weights.model.Defaults.cache` keeps its rows."""
+    from dit_video.generate.request import resolve
+
+    runs = []
+    for seed, prompt in enumerate(prompts):
+        request = resolve(pipe.model, prompt, seed=seed, num_inference_steps=steps, solver="euler")
+        flow = Schedule(steps, request.shift, "euler").instants().flow
+        times: list[float] = []
+        velocities: list[Any] = []
+
+        def note(
+            _: Any, step: int, t: float, now: dict[str, Any], times=times, velocities=velocities, flow=flow
+        ) -> None:
+            if len(times) < steps - 1:  # the slope of the last step ends at zero: it is never asked for
+                times.append(t / 1000)
+                velocities.append((now["latents"] - now["data"]) / flow[step + 1])
+
+        pipe.run(request, callback=note, output_type="latent")
+        runs.append((np.array(times), velocities))
+    return measured(runs)
+
+
+def rows(curve: Curve) -> tuple[tuple[float, float, float], ...]:
+    """As `Defaults.cache` has them."""
+    return tuple(zip(curve.t, curve.change, curve.scale, strict=True))

@@ -1,0 +1,61 @@
+"""Given pictures: read upright, on white where they are transparent, and brought to the clip's size."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dit_video.core.errors import BadInput
+
+Resize = Literal["crop", "pad", "stretch"]
+RESIZES = ("crop", "pad", "stretch")
+
+
+def load_image(image: Any) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
+    """Pixels of a path, a PIL image, or a uint8 array (H, W, 3), upright and on white where it is transparent."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    source: dict[str, Any] = {"image": "given"}
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        source["image"] = str(path)
+        if not path.is_file():
+            raise BadInput(f"image {path}: no such file.")
+        try:
+            with Image.open(path) as opened:
+                opened.load()
+                image = opened
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise BadInput(f"image {path} cannot be read ({error}). Use a PNG, JPEG or WebP file.") from error
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(ground, image)
+        image = np.asarray(image.convert("RGB"))
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise BadInput(f"An image must be a path, a PIL image, or uint8 (H, W, 3); got {image.dtype} {image.shape}.")
+    source["height"], source["width"] = image.shape[:2]
+    return image, source
+
+
+def fit_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int, resize: Resize) -> UInt8[np.ndarray, "H W 3"]:
+    """The image at the clip's size: `crop` what sticks out (centred), `pad` with black, or `stretch`."""
+    from PIL import Image, ImageOps
+
+    if resize not in RESIZES:
+        raise BadInput(f"resize={resize!r} is unknown. Use {', '.join(RESIZES)}.")
+    if image.shape[:2] == (height, width):
+        return image
+    picture, size = Image.fromarray(image), (width, height)
+    if resize == "crop":
+        picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    elif resize == "pad":
+        picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=(0, 0, 0))
+    else:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture)

@@ -1,0 +1,33 @@
+"""Pictures of a clip that is still being made."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dit_video.core.errors import BadInput
+from dit_video.data.video import frame_grid
+from dit_video.generate.decode import SLOTS, Strip, decode_frames
+
+SHOWN = SLOTS + 1  # latent slots of the first clip under way
+
+
+def preview(path: Path, every: int) -> Callable:
+    """A `callback_on_step_end` that writes what the latents are on the way to, every so many steps, as a sheet of
+    frames: NAME.preview.png beside `path`."""
+    from PIL import Image
+
+    if every < 1:
+        raise BadInput(f"preview_every={every} must be at least 1.")
+    target = path.with_suffix(".preview.png")
+
+    def show(pipe: Any, step: int, t: float, now: dict[str, Any]) -> None:
+        if (step + 1) % every == 0:
+            strip = Strip(np.asarray(now["data"][0, :SHOWN]))
+            with pipe.programs.on_mesh():
+                frames = np.concatenate(list(decode_frames(pipe.programs, pipe.params["vae"], strip)))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame_grid(frames)).save(target)
+
+    return show

@@ -1,0 +1,383 @@
+"""Noise becomes latents: one pass, windows that are blended at each step, or chunk after chunk.
+
+All three take the same velocity (`programs.field`) and the same solver. What differs is what is on the device at once:
+a pass holds a whole stream there; windows and chunks hold a piece of one fixed size, and the stream stays on the host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from dit_video.core.errors import DitVideoError, Interrupted, NonFinite, OutOfMemory
+from dit_video.core.log import Progress, log
+from dit_video.core.types import Extra
+from dit_video.diffusion.cache import Reuse, empty
+from dit_video.diffusion.noise import clip_noise
+from dit_video.diffusion.sample import check_finite, iterate, start
+from dit_video.diffusion.schedule import Instant, Schedule
+from dit_video.diffusion.solvers import Carry, solver_named
+from dit_video.diffusion.windows import Windows, blended, layout
+from dit_video.generate.encoded import Encoded
+from dit_video.generate.mode import abilities
+from dit_video.generate.programs import Given
+from dit_video.generate.request import Request
+from dit_video.generate.shots import OPENING, Shot
+
+if TYPE_CHECKING:
+    from dit_video.generate.pipeline import VideoPipeline
+
+Latents = Float[np.ndarray, "B T h w z"]
+
+
+class Unfinished(DitVideoError):
+    """Stopped on the way: `latents` (B, t, h, w, z), normalised, are those of the part under way, `clips` are whole.
+    The exit code is that of the cause."""
+
+    def __init__(self, message: str, cause: type[DitVideoError], latents: np.ndarray, request: Request):
+        super().__init__(message)
+        self.exit_code, self.latents, self.request = cause.exit_code, latents, request
+        self.clips: list[Any] = []
+        self.kept: Path | None = None  # the latents' file, where they are in one
+        self.steps = ""  # how far they are, where they are not finished
+
+
+def unfinished(error: BaseException, doing: str, latents: np.ndarray, request: Request) -> Unfinished:
+    """What is raised in the place of an error once there are latents to keep."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return Unfinished(f"interrupted while {doing}", Interrupted, latents, request)
+    if isinstance(error, NonFinite):
+        return Unfinished(str(error), NonFinite, latents, request)
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    return Unfinished(f"{doing} failed ({line})", OutOfMemory if full else DitVideoError, latents, request)
+
+
+@dataclass
+class Stream:
+    """A shot on its way, and what is known of it beyond its conditions."""
+
+    shot: Shot
+    first: np.ndarray | None = None  # (B or 1, h, w, z): slot 0, known
+    sink: np.ndarray | None = None  # the same: the latent that later pieces carry along
+    sink_at: float = 0.0  # its rotary time
+
+
+class Sampler:
+    """Makes the latents of some clips of a request."""
+
+    def __init__(
+        self,
+        pipe: "VideoPipeline",
+        request: Request,
+        which: list[int],
+        progress: Progress,
+        callback: Callable | None = None,
+        noise: Latents | None = None,
+        reuse: list[Reuse] | None = None,
+    ):
+        """`which` clips; `noise` in place of what the seed gives; `reuse` as `diffusion.cache.reuses` plans it."""
+        self.pipe, self.request, self.which, self.progress, self.callback = pipe, request, which, progress, callback
+        self.programs, self.params, self.plan = pipe.programs_for(request.plan), pipe.params, request.plan
+        self.solver, self.given_noise, self.reuse = solver_named(request.solver), noise, reuse
+        self.schedule = Schedule(request.num_inference_steps, request.shift, self.solver.schedule)
+        # With --strength only the last part of the steps is made.
+        self.first = min(round((1 - request.given.strength) * self.schedule.steps), self.schedule.steps - 1)
+        self.stride, self.can = pipe.model.vae.stride, abilities(pipe.model)
+        self.shape = pipe.model.vae.latent_shape(1, request.height, request.width)[1:]
+        self.encoded, self.contexts = Encoded(), {}
+        self.done, self.total = 0, self.schedule.steps - self.first
+        texts = [texts[i] for texts in request.texts for i in which]
+        texts += [request.negative_prompt] * len(which) if request.guided else []
+        self.tokens = pipe.model.tokenizer.encode(texts, max_length=pipe.model.dit.text_len)
+
+    def run(self, shot: Shot, also: Any = None) -> Latents:
+        """The latents of a shot. `also`: programs to compile beside those of a single pass."""
+        stream = Stream(shot, first=None if shot.mid or shot.zero else self.encoded.first)
+        if shot.prefix:
+            stream.sink, stream.sink_at = self.encoded.opening, shot.zero - self.request.given.since / self.stride
+        if shot.ring or self.plan.mode == "window":
+            return self.windows(stream)
+        if self.plan.mode == "extend":
+            return self.chunks(stream)
+        return self.stretch(stream, 0, shot.slots, also=also)
+
+    # -- what a piece is given ----------------------------------------------------------------------------------------
+
+    def prompt(self, number: int) -> tuple:
+        """Arguments of `begin` for a prompt of the time line: every clip's, then the negative ones."""
+        clips, texts = len(self.which), len(self.request.texts)
+        rows = [*range(number * clips, (number + 1) * clips), *range(texts * clips, len(self.tokens.ids))]
+        spread = self.pipe.spread
+        return self.params["dit"], self.params["text"], spread(self.tokens.ids[rows]), spread(self.tokens.length[rows])
+
+    def noise(self, stream: Stream, start: int, stop: int) -> Latents:
+        """Of slots; beyond the end, of slots that will be dropped."""
+        if self.given_noise is not None:
+            return self.given_noise[:, start:stop]
+        slots = [*stream.shot.noise[start:stop], *(OPENING + np.arange(max(0, stop - stream.shot.slots)))]
+        each = (clip_noise(self.request.seed, self.which, 1, self.shape, int(slot)) for slot in slots)
+        return np.concatenate(list(each), axis=1)
+
+    def video(self, stream: Stream, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latents of the given footage at slots of a stream, and which of these it covers."""
+        slots = places - stream.shot.zero
+        inside = (slots >= 0) & (slots < len(self.encoded.video)) & ((places > 0) | (stream.shot.zero == 0))
+        return self.encoded.video[slots.clip(0, len(self.encoded.video) - 1)], inside
+
+    def start(self, stream: Stream, places: np.ndarray, noise: Latents) -> Latents:
+        """Where slots start: noise, or with --strength the footage with noise on it."""
+        if not self.first:
+            return noise
+        t = float(self.schedule.instants().flow[self.first])
+        video, inside = self.video(stream, places)
+        return np.where(inside[:, None, None, None], (1 - t) * video + t * noise, noise).astype(np.float32)
+
+    def known(self, stream: Stream, places: np.ndarray, tail: Latents | None = None) -> tuple[Any, Any]:
+        """(latents, mask) of what is known of slots; (None, None) where nothing is. `tail`: of those in front."""
+        e, b = self.encoded, len(self.which)
+        clean = np.zeros((b, len(places), *self.shape), np.float32)
+        mask = np.zeros(clean.shape[:4], bool)
+        if e.known is not None:
+            video, inside = self.video(stream, places)
+            clean[:], mask[:] = video, e.known[(places - stream.shot.zero).clip(0, len(e.known) - 1)]
+            mask[:, ~inside] = False
+        if stream.first is not None:
+            clean[:, places == 0], mask[:, places == 0] = stream.first[:, None], True
+        prefix = stream.shot.prefix
+        for i in np.flatnonzero(places < prefix):
+            clean[:, i], mask[:, i] = e.history[len(e.history) - prefix + places[i]], True
+        if tail is not None:
+            clean[:, : tail.shape[1]], mask[:, : tail.shape[1]] = tail, True
+        return (clean, mask) if mask.any() else (None, None)
+
+    def extra(self, stream: Stream, places: np.ndarray, made: int = 0) -> Extra | None:
+        """Pictures that belong to slots (but for the first ones, which are `made`), and the sink of a piece that begins
+        mid-stream, never further away than training showed."""
+        latents, at, shot, begin = [], [], stream.shot, int(places[0])
+        for frame, latent in self.encoded.pictures:
+            place = shot.zero + frame / self.stride - begin
+            # a cut's own first slot is not of the clip
+            if made - 1 < place <= len(places) - 1 and (not shot.zero or place + begin > 0):
+                latents.append(np.broadcast_to(latent, (len(self.which), *self.shape)))
+                at.append(place)
+        if stream.sink is not None and (begin or shot.mid) and "sink" in self.can:
+            latents.append(np.broadcast_to(stream.sink, (len(self.which), *self.shape)))
+            at.append(max(stream.sink_at - begin, -self.plan.reach))
+        if not latents:
+            return None
+        return Extra(np.stack(latents, 1), np.tile(np.float32(at), (len(self.which), 1)))
+
+    # -- one pass -----------------------------------------------------------------------------------------------------
+
+    def stretch(self, stream: Stream, begin: int, end: int, tail: Latents | None = None, also: Any = None) -> Latents:
+        """All steps of slots in one pass. `tail`: the first of them, known. `also`: programs to compile meanwhile."""
+        places = np.arange(begin, end)
+        fixed = tail.shape[1] if tail is not None else stream.shot.prefix if begin == 0 else 0
+        x = self.start(stream, places, self.noise(stream, begin, end))
+        clean, mask = self.known(stream, places, tail)
+        if mask is not None:
+            x = np.where(mask[..., None], clean, x)
+        given = Given(None, np.float32(self.request.guidance_scale), clean, mask, self.extra(stream, places, fixed))
+        prompt = self.prompt(stream.shot.prompt_at(min((begin + fixed + end) // 2, stream.shot.slots - 1)))
+        with self.progress.phase("compile"):
+            ready = self._prepare(prompt, x, given, also or {})
+        with self.progress.phase("denoise", self.schedule.steps - self.first) as tick, self.programs.on_mesh():
+            context, carry = ready["begin"](*prompt, self.pipe.spread(x))
+            given = given._replace(context=context)
+            if self.reuse:
+                carry = carry._replace(velocity=empty(carry.x))
+            x = self._drive(ready["advance"], carry, given, tick)
+        return x if mask is None else np.where(mask[..., None], clean, x)
+
+    def _prepare(self, prompt: tuple, x: Latents, given: Given, also: dict) -> dict[str, Callable]:
+        """Everything that a pass needs, compiled."""
+        begin, kind = self.programs.begin(self.solver), (self.solver, self.request.guided)
+        now, then = self.schedule.pairs()[0]
+        context, carry = jax.eval_shape(begin, *prompt, x)
+        if self.reuse:
+            carry = carry._replace(velocity=jax.eval_shape(empty, carry.x))
+        arguments = (self.params["dit"], carry, now, then, given._replace(context=context), self._reuse(0))
+        return self.programs.prepare({
+            "begin": ((self.solver,), begin, (*prompt, x)),
+            "advance": (kind, self.programs.advance(*kind), arguments),
+            **also,
+        })  # fmt: skip
+
+    def _drive(self, advance: Callable, carry: Carry, given: Given, tick: Callable) -> Latents:
+        """The steps. Raises NonFinite with the step, Unfinished when the user stops."""
+        index = self.first
+
+        def step(carry: Carry, now: Instant, then: Instant) -> tuple[Carry, Any]:
+            nonlocal index
+            old = carry.x
+            carry, finite = advance(self.params["dit"], carry, now, then, given, self._reuse(index))
+            if self.callback is not None:
+                carry = carry._replace(x=self._tell(np.asarray(old), carry.x, now, then))
+            index += 1
+            self.done += 1
+            return carry, finite
+
+        try:
+            for _, latest in iterate(step, carry, self.schedule, self.first):
+                carry = latest
+                tick()
+        except NonFinite as error:
+            raise NonFinite(f"{error}{self.pipe.blame()}") from None
+        except KeyboardInterrupt:
+            raise self._stopped(np.asarray(carry.x)) from None
+        return np.asarray(carry.x)
+
+    def _reuse(self, index: int) -> Reuse | None:
+        return self.reuse[index] if self.reuse else None
+
+    def _stopped(self, latents: Latents) -> Unfinished:
+        steps = f"step {self.done}/{self.total}"
+        error = Unfinished(f"interrupted at {steps}", Interrupted, latents, self.request)
+        error.steps = steps
+        return error
+
+    def _tell(self, old: np.ndarray, x: Any, now: Instant, then: Instant) -> Any:
+        """Calls back; what it returns may replace the latents, or stop the run. `data`: what they are on the way to,
+        by the slope of the last step."""
+        latents = np.asarray(x)
+        data = latents - then.flow / (then.flow - now.flow) * (latents - old)
+        answer = self.callback(self.pipe, self.done, float(now.model) * 1000, {"latents": latents, "data": data}) or {}
+        if answer.get("stop"):
+            raise KeyboardInterrupt
+        return np.asarray(answer["latents"], np.float32) if "latents" in answer else x
+
+    # -- chunk after chunk --------------------------------------------------------------------------------------------
+
+    def chunks(self, stream: Stream) -> Latents:
+        """Each chunk goes on from the last slots of the one before. The last is made whole and cut."""
+        slots, length, shared = stream.shot.slots, self.plan.window, self.plan.overlap
+        if slots <= length:
+            return self.stretch(stream, 0, slots)
+        count = 1 + -(-(slots - length) // (length - shared))
+        self.total = count * (self.schedule.steps - self.first)
+        out = np.zeros((len(self.which), slots, *self.shape), np.float32)
+        end = 0
+        try:
+            while end < slots:
+                begin = max(0, end - shared)
+                log.debug("chunk %d of %d", 1 + (begin // (length - shared)), count)
+                part = self.stretch(stream, begin, begin + length, out[:, begin:end] if end else None)
+                part = part[:, end - begin : slots - begin]
+                out[:, end : end + part.shape[1]] = part
+                if not end and stream.sink is None and not stream.shot.mid:
+                    stream.sink = out[:, 0]
+                end += part.shape[1]
+        except Unfinished as error:
+            error.latents = np.concatenate([out[:, :end], error.latents[:, end - begin :]], 1)[:, :slots]
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if not end:
+                raise
+            raise unfinished(error, "sampling", out[:, :end], self.request) from error
+        return out
+
+    # -- windows ------------------------------------------------------------------------------------------------------
+
+    def windows(self, stream: Stream) -> Latents:
+        """All windows at each step; each piece of the stream goes on as soon as no other window looks at it."""
+        shot, plan = stream.shot, self.plan
+        windows = layout(shot.slots, plan.window, min(plan.overlap, shot.slots - 1), shot.ring)
+        if len(windows.starts) == 1:
+            return self.stretch(stream, 0, shot.slots)
+        self.total = (self.schedule.steps - self.first) * (1 + ("sink" in self.can))
+        self._open(stream)
+        x = np.zeros((len(self.which), shot.slots, *self.shape), np.float32)
+        for slot in range(shot.slots):
+            x[:, slot : slot + 1] = self.start(stream, np.array([slot]), self.noise(stream, slot, slot + 1))
+        given = [self._window(stream, windows, i, x) for i in range(len(windows.starts))]
+        states: list[Any] = [None] * len(windows.starts)
+        kept: list[Any] = []
+        steps = range(self.first, self.schedule.steps)
+        try:
+            with self.progress.phase("denoise", len(steps)) as tick, self.programs.on_mesh():
+                for index in steps:
+                    old = x.copy() if self.callback else None
+                    self._step(windows, x, given, states, kept, index)
+                    if old is not None:
+                        x[:] = self._tell(old, x, *self.schedule.pairs()[index])
+                    self.done += 1
+                    tick()
+        except NonFinite as error:
+            raise NonFinite(f"{error}{self.pipe.blame()}") from None
+        except KeyboardInterrupt:
+            raise self._stopped(x) from None
+        for i in range(len(windows.starts)):
+            places = windows.places(i)
+            if given[i].mask is not None:
+                x[:, places] = np.where(given[i].mask[..., None], given[i].clean, x[:, places])
+        return x
+
+    def _open(self, stream: Stream) -> None:
+        """The first window alone, for its first latent: known from then on, and carried along by the others."""
+        shot = stream.shot
+        if stream.sink is not None or "sink" not in self.can:
+            return
+        if stream.first is None:
+            alone = (
+                Shot(self.plan.window, OPENING + np.arange(self.plan.window), 0, shot.prompts) if shot.ring else shot
+            )
+            made = self.stretch(Stream(alone), 0, min(self.plan.window, alone.slots))
+            stream.sink = made[:, 0]
+        else:
+            stream.sink = stream.first
+        if shot.ring:
+            stream.sink_at = -float(self.plan.reach)
+        elif "first" in self.can:
+            stream.first = stream.sink
+
+    def _window(self, stream: Stream, windows: Windows, i: int, x: Latents) -> Given:
+        """What window i is given; known positions are put into `x`."""
+        places = windows.places(i)
+        clean, mask = self.known(stream, places)
+        if mask is not None:
+            x[:, places] = np.where(mask[..., None], clean, x[:, places])
+        number = stream.shot.prompt_at(int(places[len(places) // 2]))
+        prompt = self.prompt(number)
+        with self.progress.phase("compile"):
+            begin = self.programs.begin(self.solver)
+            ready = self.programs.prepare({"begin": ((self.solver,), begin, (*prompt, x[:, places]))})
+        if self.contexts.get(number) is None:
+            with self.programs.on_mesh():
+                self.contexts[number] = ready["begin"](*prompt, self.pipe.spread(x[:, places]))[0]
+        scale = np.float32(self.request.guidance_scale)
+        return Given(self.contexts[number], scale, clean, mask, self.extra(stream, places))
+
+    def _step(
+        self, windows: Windows, x: Latents, given: list[Given], states: list[Any], kept: list[Any], index: int
+    ) -> None:
+        """One step of the whole stream, in place. `states`: what the solver remembers of each piece; `kept`: the last
+        velocities, when steps are cached."""
+        now, then = self.schedule.pairs()[index]
+        reuse, dit, guided = self._reuse(index), self.params["dit"], self.request.guided
+        program, finish = self.programs.velocity(guided), self.programs.finish(self.solver)
+
+        def velocities():
+            for i, one in enumerate(given):
+                arguments = (dit, x[:, windows.places(i)], now, one)
+                ready = self.programs.prepare({"velocity": ((guided,), program, arguments)})
+                yield np.asarray(ready["velocity"](*arguments))
+
+        again = reuse is not None and bool(reuse.again)
+        pieces = [(begin, reuse.scale * v) for begin, v in kept] if again else blended(velocities(), windows)
+        for n, (begin, v) in enumerate(pieces):
+            part = x[:, begin : begin + v.shape[1]]
+            state = start(jnp.asarray(part), self.solver).solver if index == self.first else states[n]
+            arguments = (Carry(part, state, ()), now, then, v)
+            ready = self.programs.prepare({"finish": ((self.solver,), finish, arguments)})
+            carry, finite = ready["finish"](*arguments)
+            check_finite(finite, index, self.schedule.steps)
+            part[:] = np.asarray(carry.x)
+            states[n] = None if index + 1 == self.schedule.steps else jax.tree.map(np.asarray, carry.solver)
+            if self.reuse:
+                kept[n : n + 1] = [(begin, v)]

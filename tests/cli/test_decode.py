@@ -1,0 +1,78 @@
+"""`dit-video decode`: the frames that `generate` made of the same latents, and what is told of other files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dit_video.cli import generate
+from dit_video.cli.main import main
+from dit_video.data.video import read_video
+from dit_video.generate.clip import frames_sha256
+from dit_video.weights.folder import save_model
+
+PROMPT = "a red circle moves right"
+
+
+@pytest.fixture(scope="module")
+def model(tiny, tmp_path_factory):
+    return str(save_model(tiny, tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "prepare_jax", lambda device: None)
+    return tmp_path
+
+
+def test_a_long_clip_is_streamed_and_decoded_again(model, here, capsys):
+    """13 frames chunk after chunk: the file's metadata, its JSON and its latents agree; decoding gives the same frames;
+    a preview lies beside it."""
+    argv = ["generate", PROMPT, "--model", model, "--num_frames", "13", "--long", "extend", "--seed", "3", "--json"]
+    argv += ["--output", "a.mp4", "--save_latents", "--preview_every", "2"]
+    assert main(argv) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["frames"] == 13
+    meta = json.loads((here / "a.json").read_text())
+    footage = read_video(here / "a.mp4")
+    assert footage.metadata == meta
+    assert footage.frames.shape == (13, 32, 32, 3)
+    assert meta["long"]["mode"] == "extend"
+    assert (here / "a.preview.png").is_file()
+    assert main(["decode", "a.latents.npz", "--output", "b.mp4"]) == 0
+    assert capsys.readouterr().out.strip() == "b.mp4"
+    again = json.loads((here / "b.json").read_text())
+    assert again["frames_sha256"] == meta["frames_sha256"]
+    np.testing.assert_array_equal(read_video(here / "b.mp4").frames, footage.frames)
+
+
+@pytest.mark.parametrize(
+    "argv, code, message",
+    [
+        (["none.npz"], 3, "no such file"),
+        (["text.npz"], 2, "not a NAME.latents.npz"),
+        (["short.npz"], 2, "metadata says 9"),
+        (["good.npz"], 2, "exists"),
+        (["good.npz", "--output", "a.avi"], 2, "Use one of .mp4"),
+    ],
+)
+def test_bad_input(here, capsys, argv, code, message):
+    (here / "text.npz").write_text("no latents")
+    latents = np.zeros((3, 4, 4, 4), np.float32)
+    np.savez(here / "short.npz", latents=latents, metadata=np.array(json.dumps({"strips": [[9, 0, 0]]})))
+    np.savez(here / "good.npz", latents=latents, metadata=np.array("{}"))
+    (here / "good.mp4").write_text("older")
+    assert main(["decode", *argv]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_the_hash_is_of_all_frames():
+    """As the stream counts it and as a whole array."""
+    import hashlib
+
+    frames = np.random.default_rng(0).integers(0, 255, (5, 4, 4, 3), np.uint8)
+    total = hashlib.sha256()
+    for frame in frames:
+        total.update(frame)
+    assert total.hexdigest() == frames_sha256(frames)
