@@ -86,6 +86,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
     how.add_argument("--num_inference_steps", type=int)
     how.add_argument("--guidance_scale", type=float)
     how.add_argument("--solver")
+    how.add_argument("--long", help="how clips beyond the length of training are made (as of generate)")
     how.add_argument("--seed", type=int, default=0, help="of the noise; the prompts stay (default %(default)s)")
     how.add_argument(
         "--by", action="append", default=[], metavar="AXIS=V,V",
@@ -187,7 +188,7 @@ class Maker:
 
         defaults = self.pipe.model.defaults
         sizes = {name: getattr(args, name) or getattr(defaults, name) for name in ("height", "width", "num_frames")}
-        names = ("num_inference_steps", "guidance_scale", "solver", "seed")
+        names = ("num_inference_steps", "guidance_scale", "solver", "long", "seed")
         return Sampling(**sizes, **{name: getattr(args, name) for name in names})
 
     def make(
@@ -197,8 +198,7 @@ class Maker:
         count up."""
         given = {name: getattr(how, name) for name in ("height", "width", "num_frames", "guidance_scale")}
         given |= {"num_inference_steps": how.num_inference_steps}
-        if how.solver is not None:
-            given["solver"] = how.solver
+        given |= {name: value for name in ("solver", "long") if (value := getattr(how, name)) is not None}
         if images is None:
             return list(self.pipe(list(prompts), seed=how.seed, **given).frames)
         return [
@@ -252,7 +252,31 @@ def reconstruction(maker: Maker, args: argparse.Namespace, progress: "Progress")
     return report | maker.about(args, how), back, []
 
 
+def distribution(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
+    """How alike the clips and renders are, taken together."""
+    from dit_video.evals.distribution import evaluate
+
+    how = maker.sampling(args)
+    report, clips = evaluate(maker, args.count, how, progress)
+    return report | maker.about(args, how), clips, []
+
+
+def drift(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
+    """Long clips, window by window."""
+    from dataclasses import replace
+
+    from dit_video.evals.drift import evaluate
+
+    how = maker.sampling(args)
+    if args.num_frames is None:
+        how = replace(how, num_frames=4 * how.num_frames - 3)  # 65 of 17: the next of the frames that a VAE can make
+    report, clips = evaluate(maker, args.count, how, progress)
+    return report | maker.about(args, how), clips, []
+
+
 SUITES: dict[str, Callable[[Maker, argparse.Namespace, "Progress"], Result]] = {
     "toyworld": toyworld,
     "reconstruction": reconstruction,
+    "distribution": distribution,
+    "drift": drift,
 }

@@ -38,6 +38,7 @@ class Sampling:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     solver: str | None = None
+    long: str | None = None
     seed: int = 0
 
 

@@ -1,8 +1,10 @@
 """Clips of known scenes, rendered and read once."""
 
+import numpy as np
 import pytest
 
-from dit_video.evals.measure import measure
+from dit_video.data.toyworld import scene as words
+from dit_video.evals.measure import Object, measure
 from dit_video.evals.prompts import suite
 from dit_video.evals.references import renders
 
@@ -26,3 +28,13 @@ def clips(asked):
 @pytest.fixture(scope="session")
 def readings(clips):
     return [measure(clip) for clip in clips]
+
+
+@pytest.fixture(scope="session")
+def one_object():
+    """A red square that stands still, as the judge would see it."""
+    full = np.ones(17)
+    return Object(
+        "red", "square", "medium", "still", "", "", "", "", 0.0, np.full((17, 2), 0.5), 0.06 * full, 0.14 * full,
+        0.0 * full, full > 0, full > 0, np.tile(words.RGB["red"], (17, 1)), 1.0, 1.0, 0.01, 0.2, 0.001,
+    )  # fmt: skip

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dit_video.evals.compare import difference
 from dit_video.evals.measure import Reading
-from dit_video.evals.quality import spread
-from dit_video.evals.reconstruction import psnr
+from dit_video.evals.prompts import Asked
 from dit_video.evals.score import by_value, mark, rates, score
 
 
@@ -61,13 +61,39 @@ def test_objects_are_matched_whatever_their_order(asked, readings):
     assert mark(first, two)["colour"][1] == (asked[0].objects[0]["colour"], True)
 
 
-def test_spread_is_within_groups():
-    places = [np.array([0.2, 0.5]), np.array([0.4, 0.5]), np.array([0.9, 0.1]), None]
-    assert spread(places, "aabb") == pytest.approx(np.sqrt(0.02))
-    assert np.isnan(spread(places, "abcd"))
+def two_of(one_object, first, second):
+    """A clip of two objects and what was asked for."""
+    objects = tuple(replace(one_object, **words) for words in (first, second))
+    return Reading((), "", objects, "black", "day", "static")
 
 
-def test_psnr():
-    a = np.zeros((4, 4, 3), np.uint8)
-    assert psnr(a, a) == 99
-    assert psnr(a, a + np.uint8(16)) == pytest.approx(20 * np.log10(255 / 16))
+def test_binding_is_which_colour_moves_how(one_object):
+    red, blue = {"colour": "red", "motion": "still"}, {"colour": "blue", "motion": "moves", "direction": "left"}
+    one = Asked("", (red, blue), {"count": "two"}, "seen", "seen", None)
+    right = two_of(one_object, blue, red)
+    swapped = two_of(one_object, red | {"motion": "moves", "direction": "left"}, {"colour": "blue", "motion": "still"})
+    assert mark(right, one)["binding"] == mark(right, one)["all_two"] == [("", True)]
+    assert mark(swapped, one)["binding"] == mark(swapped, one)["all_two"] == [("", False)]
+    assert "all_one" not in mark(right, one)
+    assert "binding" not in mark(right, replace(one, objects=(red,)))
+
+
+def test_what_should_move_and_does_not_is_not_dynamic(one_object):
+    asked = Asked("", ({"colour": "red", "motion": "moves"},), {"count": "one"}, "seen", "seen", None)
+    frozen = Reading((), "", (one_object,), "black", "day", "static")
+    astray = replace(one_object, motion="unclear", track=np.random.default_rng(0).normal(0.5, 0.1, (17, 2)))
+    assert mark(frozen, asked)["dynamic"] == [("moves", False)]
+    assert mark(replace(frozen, objects=(astray,)), asked)["dynamic"] == [("moves", True)]
+    assert "dynamic" not in mark(frozen, replace(asked, objects=({"colour": "red", "motion": "still"},)))
+
+
+def test_difference_of_two_models_is_paired():
+    """The same clips are hard for both: the interval of the difference is that of the clips where they differ."""
+    ours = [{"colour": [("red", i % 2 == 0 or i < 20)]} for i in range(200)]
+    theirs = [{"colour": [("red", i % 2 == 0)]} for i in range(200)]
+    gain = difference(ours, theirs)["colour"]
+    assert (gain["value"], gain["n"]) == (0.05, 200)
+    assert 0.01 < gain["low"] < 0.05 < gain["high"] < 0.09
+    assert difference(ours, ours)["colour"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 200}
+    with pytest.raises(ValueError):
+        difference(ours, theirs[:5])
