@@ -146,8 +146,11 @@ class LatentReader:
         return max(b for b, first in self.first.items() if first <= draw % self.total)
 
     def _draw(self, posterior: Posterior, rng: np.random.Generator) -> np.ndarray:
-        noise = rng.standard_normal(posterior.mean.shape, np.float32)
-        return posterior.mean + np.float32(self.source.noise) * posterior.std * noise
+        z = rng.standard_normal(posterior.mean.shape, np.float32)
+        z *= np.float32(self.source.noise)
+        z *= posterior.std
+        z += posterior.mean
+        return z
 
     def _count(self, index: int, what: str) -> None:
         with self.lock:

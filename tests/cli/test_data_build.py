@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -151,3 +155,41 @@ def test_data_of_other_buckets_are_refused_by_train(built, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_run_on_what_was_built(built):
     assert train(experiment(built), built / "trained")["steps"] == 2
+
+
+def shards(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".json" or p.name.startswith("train")}
+
+
+@pytest.mark.slow
+def test_a_build_that_is_killed_goes_on_to_the_same_shards(built, tmp_path):
+    line = [sys.executable, "-m", "dit_video.cli.main", "data", "build", "toyworld", "--model", str(built / "model")]
+    line += ["--count", "64", "--held_out", "0", *SMALL, "--quiet"]
+    subprocess.run([*line, str(tmp_path / "straight")], check=True, timeout=600)
+    process = subprocess.Popen([*line, str(tmp_path / "killed")])
+    deadline = time.monotonic() + 500
+    while not list((tmp_path / "killed").glob("train-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "manifest.json").exists(), "it was killed on the way"
+    subprocess.run([*line, str(tmp_path / "killed")], check=True, timeout=600)
+    assert shards(tmp_path / "killed") == shards(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_the_order_in_which_files_arrive_does_not_matter(built, tmp_path):
+    """Chunks hold other clips together, and the encoder gives each clip the same numbers."""
+    clips, rng = tmp_path / "clips", np.random.default_rng(0)
+    clips.mkdir()
+    for i in range(12):
+        noise = rng.integers(0, 255, (9, 4, 4, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+        write_video(clips / f"{i}.mp4", noise, 8)
+        (clips / f"{i}.txt").write_text(f"clip {i}")
+    for workers in ("0", "3"):
+        line = ["data", "build", str(clips), str(tmp_path / workers), "--model", str(built / "model"), "--scene", "0"]
+        assert main([*line, "--held_out", "0", "--workers", workers, "--buckets", "9x32x32", "--chunk", "8"]) == 0
+    one, many = (Latents(str(tmp_path / w), noise=0.0).open(BUCKETS) for w in ("0", "3"))
+    for draw in range(12):
+        assert one.load(draw).caption == many.load(draw).caption
+        np.testing.assert_allclose(one.load(draw).arrays["latents"], many.load(draw).arrays["latents"], atol=1e-3)
