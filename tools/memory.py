@@ -1,6 +1,6 @@
 """Measures the peak memory of a model that is loaded, and of one that makes a clip, for each way to keep its weights.
 
-    python tools/memory.py             # loading a random denoiser of 0.3 B parameters
+    python tools/memory.py             # loading a random denoiser of 0.15 B parameters
     python tools/memory.py generate    # a clip from the weights on board, from the start of the process to the file
 
 Every row is a process of its own; counted is what it alone holds (RssAnon of Linux: without the pages of files that it
@@ -59,7 +59,7 @@ def device_peak() -> int | None:
 def sizes() -> Any:
     from dit_video.models.dit import DiTConfig
 
-    return DiTConfig(heads=8, head_dim=128, depth=16, ffn_dim=4096, text_dim=1024)
+    return DiTConfig(heads=8, head_dim=128, depth=8, ffn_dim=4096, text_dim=1024)
 
 
 def write(folder: str) -> None:

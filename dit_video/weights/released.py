@@ -35,7 +35,13 @@ RELEASES = {
         "Wan 2.2 T2V A14B", sizes=_720, shift=12.0, steps=40, guidance=4.0, guidance_2=3.0
     ),
     ("WanPipeline", 24, 48, 1): _wan(
-        "Wan 2.2 TI2V 5B", sizes=((704, 1280), (1280, 704)), shift=5.0, num_frames=121, max_frames=121, fps=24.0
+        "Wan 2.2 TI2V 5B",
+        sizes=((704, 1280), (1280, 704)),
+        shift=5.0,
+        num_frames=121,
+        max_frames=121,
+        fps=24.0,
+        conditions=("first",),
     ),
     ("WanImageToVideoPipeline", 40, 36, 1): _wan("Wan 2.1 I2V 14B", steps=40),
     ("WanImageToVideoPipeline", 40, 36, 2): _wan(
@@ -55,7 +61,7 @@ SOLVERS = {
 
 def release(model: Model) -> Release:
     """What a model is, by its structure."""
-    if getattr(model.dit, "image_len", None):
+    if model.dit.image_len:
         return FLF2V
     return RELEASES.get((model.pipeline, model.dit.heads, model.dit.in_channels, 1 + (model.dit_2 is not None)), ANY)
 

@@ -105,7 +105,7 @@ def test_steps_change_the_adapters_and_lower_the_loss(tiny, rng, keep):
     assert list(params) == ["lora"]
     data = rng.standard_normal((4, 2, 4, 4, 4)).astype(np.float32)
     ids = rng.integers(2, 100, (4, 8)).astype(np.int32)
-    batch = Batch(data, np.zeros((4, 2, 4, 4), bool), ids, np.full(4, 8, np.int32), None)
+    batch = jax.tree.map(jnp.asarray, Batch(data, np.zeros((4, 2, 4, 4), bool), ids, np.full(4, 8, np.int32), None))
     step = jax.jit(jax.value_and_grad(lambda p, f: loss_of(objective, parts, f)(p, batch, jax.random.key(1))[0]))
     first, grads = step(params, frozen)
     if keep == "float32":  # at first it is the model's own loss
