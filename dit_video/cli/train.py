@@ -40,6 +40,14 @@ def add_parser(subparsers: Any) -> None:
         default="auto",
         help="of the computation; weights are float32 (default: as the experiment says)",
     )
+    parser.add_argument("--profile", metavar="A:B", help="an XProf trace of the steps A to B, in the run's folder")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="for the other processes of a cluster (default %(default)g)",
+    )
     parser.set_defaults(overrides={})
 
 
@@ -47,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Reads the experiment, applies what the command line changes, trains, prints the run's folder. Raises `BadInput`
     for an unknown experiment or field before anything is compiled."""
     from dit_video.cli.generate import prepare_jax
+    from dit_video.core.cluster import join_cluster
     from dit_video.core.config import load_experiment, override
     from dit_video.core.errors import BadInput
 
@@ -67,29 +76,19 @@ def run(args: argparse.Namespace) -> int:
         changes |= {f"objective.{name}.dtype": args.dtype for name in parts}
     experiment = override(experiment, changes)
     workdir = Path(args.workdir or Path("runs") / Path(args.experiment).stem)
+    join_cluster(args.wait)
     prepare_jax(args.device)
 
     from dit_video.train.loop import train
+    from dit_video.train.watch import profile_steps
 
-    join_processes()
-    summary = train(experiment, workdir, resume=args.resume, sample=write_samples)
+    profile = profile_steps(args.profile) if args.profile else None
+    summary = train(experiment, workdir, resume=args.resume, sample=write_samples, profile=profile)
     if args.json:
         print(json.dumps({"path": str(workdir), **summary}))
     else:
         print(workdir)
     return 0
-
-
-def join_processes() -> None:
-    """Where a cluster has started several of us, joins them, before JAX is used; one process alone needs nothing."""
-    import os
-
-    several = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if any(int(os.environ.get(name) or 1) > 1 for name in several) or "," in hosts:
-        import jax
-
-        jax.distributed.initialize()
 
 
 def write_samples(model: Any, experiment: Any, folder: Path, step: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dit_video.core.mesh import MeshShape, Rules
@@ -35,8 +36,13 @@ class Objective(Protocol):
         """What is trained, under the names that `Model.params` has."""
         ...
 
+    def frozen(self, base: Any, mesh: Mesh, rules: Rules) -> Any:
+        """A tree of arrays, on the mesh, that the loss uses and that are not learnt; None where there are none."""
+        ...
+
     def loss(self, modules: dict[str, Any], batch: Any, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Scalar loss in float32 and scalar metrics; pure, traced inside the step."""
+        """Scalar loss in float32 and scalar metrics; pure, traced inside the step. What is frozen stands in `modules`
+        under that name."""
         ...
 
     def stream(self, experiment: "Experiment", base: Any, held_out: bool) -> Stream:
@@ -79,6 +85,7 @@ class Experiment:
     sample_every: int = 500  # 0: never
     prompts: tuple[str, ...] = ()  # what the samples show
     log_every: int = 20
+    hang_after: float = 3600.0  # seconds without a batch, step or save that end a process with 124; 0: never
     mesh: MeshShape = MeshShape()
     rules: Rules = Rules()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from dit_video.core.errors import BadInput, DitVideoError, Interrupted, NonFinit
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
 from dit_video.train.experiment import Experiment, Stream
-from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, count_flops, mean
+from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, count_flops, mean, rows_of
+from dit_video.train.processes import in_turn, stop_agreed, whole
 from dit_video.train.step import (
     Trained,
     TrainState,
@@ -33,6 +35,7 @@ from dit_video.train.step import (
     place,
     trained,
 )
+from dit_video.train.watch import Clock, Profile, Watchdog
 from dit_video.weights.checkpoints import Checkpoints, Run, checksums, flatten
 
 Sample = Callable[[Any, Experiment, Path, int], None]  # (model, experiment, folder, step) writes samples
@@ -41,28 +44,36 @@ PATIENCE = 8  # steps in a row without a finite gradient that end a run
 
 
 def train(
-    experiment: Experiment, workdir: str | Path, *, resume: str = "auto", sample: Sample | None = None
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    resume: str = "auto",
+    sample: Sample | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains to `experiment.steps`, from the newest whole checkpoint of `workdir` if there is one.
 
-    resume: "auto", "never" (an earlier run in the folder is put aside) or the number of a step. Returns
+    resume: "auto", "never" (an earlier run in the folder is put aside) or the number of a step. profile: the first and
+    the last step of a profiler's trace. Returns
     `{"steps", "loss", "held_out", "seconds", "clips_per_second", "gflops", "parameters", "fingerprint"}`; the last is
     the same for bit-identical parameters. Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a
     checkpoint saved; `NonFinite` when the loss stays NaN; `BadInput` when the checkpoint has other shapes.
     """
     run = Run(workdir)
-    run.create()
-    if resume == "never":
-        run.put_aside()
-        run.create()
-    elif resume != "auto" and not resume.isdigit():
+    if resume not in ("auto", "never") and not resume.isdigit():
         raise BadInput(f"--resume {resume}: give auto, never, or the number of a step")
     experiment.check()
-    objective, base = experiment.objective.resolve(experiment, run)
+    with in_turn() as first:
+        run.create()
+        if resume == "never" and first:
+            run.put_aside()
+            run.create()
+        objective, base = experiment.objective.resolve(experiment, run)
     experiment = replace(experiment, objective=objective)
-    trainer = Trainer(experiment, run, base, sample)
+    trainer = Trainer(experiment, run, base, sample, profile)
     trainer.prepare(int(resume) if resume.isdigit() else None)
-    run.save_experiment(experiment)
+    if first:
+        run.save_experiment(experiment)
     try:
         return trainer.run_to_the_end()
     finally:
@@ -107,7 +118,10 @@ class Ahead:
 
 
 class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a wish that the loop reads between steps; a second one is immediate."""
+    """Turns SIGTERM and the first Ctrl-C into a wish that the loop reads between steps; a second one is immediate.
+
+    Of several processes all must stop after the same step: JAX watches for SIGTERM there, and they agree through it.
+    """
 
     def __init__(self) -> None:
         self.wish: type[DitVideoError] | None = None
@@ -117,12 +131,20 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        old = {s: signal.signal(s, self._heard) for s in (signal.SIGTERM, signal.SIGINT)}
+        signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+        old = {s: signal.signal(s, self._heard) for s in signals}
         try:
             yield self
         finally:
             for which, handler in old.items():
                 signal.signal(which, handler)
+
+    def after(self, step: int) -> bool:
+        """Whether to stop now that `step` is done."""
+        if self.wish is None and stop_agreed(step):
+            self.wish = Preempted
+            log.info("stopping after step %d, as all processes do; a checkpoint is saved", step)
+        return self.wish is not None
 
     def _heard(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT and self.wish is not None:
@@ -134,13 +156,23 @@ class Stop:
 class Trainer:
     """A run in progress: the only thing here that has state of its own."""
 
-    def __init__(self, experiment: Experiment, run: Run, base: Any, sample: Sample | None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Run,
+        base: Any,
+        sample: Sample | None,
+        profile: tuple[int, int] | None = None,
+    ):
         self.experiment, self.run, self.base, self.sample = experiment, run, base, sample
+        self.watchdog = Watchdog(experiment.hang_after, run.path)
+        self.profile = Profile(profile, run.path / "profile")
         self.objective, self.rules = experiment.objective, experiment.rules
         self.mesh = make_mesh(experiment.mesh)
         self.parts: Trained = trained(self.objective, self.rules)
         self.optimizer = experiment.optimizer.build(experiment.steps)
-        self.loss = loss_of(self.objective, self.parts)
+        self.frozen = self.objective.frozen(base, self.mesh, self.rules)
+        self.loss = loss_of(self.objective, self.parts, self.frozen)
         self.checkpoints: Checkpoints = run.checkpoints(experiment.keep)
         self.stream = self.objective.stream(experiment, self.base, held_out=False)
         self.key = jax.random.key(experiment.seed)
@@ -171,20 +203,28 @@ class Trainer:
                 self.objective, self.optimizer, self.mesh, self.rules, self.where, shapes,
                 seed=e.seed, decays=e.ema, start=start,
             )  # fmt: skip
-            self.step, self.data, self.late = 0, self.stream.state(), Late()
+            self.step, self.data, self.late, self.clock = 0, self.stream.state(), Late(), Clock()
         else:
             self.step, (self.state, about) = found
             self.data, self.late = about["data"], Late(about["metrics"])
+            self.clock = Clock(about.get("clock"))
             self.stream.restore(self.data)
             self.checkpoints.forget_after(self.step)
             self._say_changes(about)
             log.info("resuming from step %d of %s", self.step, self.run.path)
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
         self.parameters = count
-        self.gradients_fn = jax.jit(make_gradients(self.loss, e.accumulate), out_shardings=(self.where.params, None))
+
+        def halved(frozen: Any, *args: Any) -> Any:
+            return make_gradients(loss_of(self.objective, self.parts, frozen), e.accumulate)(*args)
+
+        def measured(frozen: Any, *args: Any) -> Any:
+            return loss_of(self.objective, self.parts, frozen)(*args)[0]
+
+        self.gradients_fn = partial(jax.jit(halved, out_shardings=(self.where.params, None)), self.frozen)
         update = make_update(self.optimizer, e.ema)
         self.update_fn = jax.jit(update, donate_argnums=0, out_shardings=(self.where, None))
-        self.measure_fn = jax.jit(lambda params, batch, key: self.loss(params, batch, key)[0])
+        self.measure_fn = partial(jax.jit(measured), self.frozen)
         log.info(
             "%s parameters, batch %d, steps %d, %d device(s), %s",
             f"{count:,}",
@@ -226,6 +266,7 @@ class Trainer:
 
     def run_to_the_end(self) -> dict[str, Any]:
         e, rates, began = self.experiment, Rates(), time.perf_counter()
+        self.clock.resume(rows_of(self.run.path), self.step)
         metrics_log = MetricsLog(self.run.path, self.step, self.late.told(self.step), self.first)
         bar = Bar(self.step, e.steps)
         last: dict[str, float] = {}
@@ -233,27 +274,32 @@ class Trainer:
         self.bad_steps = 0
         totals = {"clips": 0.0, "flops": 0.0, "seconds": 0.0}
         try:
-            with Stop().listening() as stop:
+            with Stop().listening() as stop, self.watchdog:
                 self.ahead = Ahead(self.stream, lambda batch: place(batch, self.mesh, self.rules))
-                while self.step < e.steps and stop.wish is None:
-                    batch, data = self.ahead.next()
+                while self.step < e.steps and not stop.after(self.step):
+                    with self.clock.spend("data"):
+                        batch, data = self.ahead.next()
+                    self.watchdog.pat()
                     shape = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
                     shape = (jax.tree.structure(batch), shape)
                     start = time.perf_counter()
-                    flops = self._flops(shape, batch)
-                    # In force for these alone: streams and samples compute on a device of their own.
-                    with on(self.mesh):
-                        halves = self.gradients_fn(self.state.params, self.state.step, batch, self.key)
-                        self.state, metrics = self.update_fn(self.state, *halves)
-                    self.step, self.data = self.step + 1, data
-                    self.late.add(self.step, metrics)
+                    self.profile.before(self.step)
+                    with self.clock.spend("step" if shape in seen else "compile"):
+                        flops = self._flops(shape, batch)
+                        # In force for these alone: streams and samples compute on a device of their own.
+                        with on(self.mesh):
+                            halves = self.gradients_fn(self.state.params, self.state.step, batch, self.key)
+                            self.state, metrics = self.update_fn(self.state, *halves)
+                        self.step, self.data = self.step + 1, data
+                        self.late.add(self.step, metrics)
+                        self.late.settle(1 if shape in seen else 0)
                     if shape in seen:
                         rates.add(e.batch, flops)
                     else:  # it was compiled just now
                         seen.add(shape)
-                        self.late.settle(0)
                         rates.leave_out(time.perf_counter() - start)
-                    self.late.settle()
+                    self.profile.after(self.step, metrics)
+                    self.watchdog.pat()
                     bar.step()
                     # One step late, so that the device has work while its numbers are fetched.
                     before = self.step - 1
@@ -265,7 +311,7 @@ class Trainer:
                         for name, key in (("clips", "clips_per_second"), ("flops", "gflops")):
                             totals[name] += rate[key] * rate["seconds"]
                         totals["seconds"] += rate.pop("seconds")
-                        row = mean([row for _, row in rows]) | rate
+                        row = mean([row for _, row in rows]) | rate | self.clock.report()
                         metrics_log.write(told, row | {"seconds": time.perf_counter() - began})
                         last |= row
                         bar.show(told, last)
@@ -279,11 +325,15 @@ class Trainer:
                     if e.sample_every and self.step % e.sample_every == 0:
                         self.make_samples()
                     rates.leave_out(time.perf_counter() - start)
+                    self.watchdog.pat()
                 self.save(wait=True)
                 if stop.wish is not None and self.step < e.steps:
                     raise stop.wish(f"stopped at step {self.step} of {e.steps}; the same command goes on from there")
-            self.objective.finish({**self.state.ema[self._longest()]}, e, self.base, self.run)
+            params = whole(self.state.ema[self._longest()])
+            if self.first:
+                self.objective.finish({**params}, e, self.base, self.run)
         finally:
+            self.profile.close()
             bar.close()
             metrics_log.close()
         seconds = max(totals["seconds"], 1e-9)
@@ -327,25 +377,30 @@ class Trainer:
             stream = self.objective.stream(self.experiment, self.base, held_out=True)
             self.held_out = [place(next(stream), self.mesh, self.rules) for _ in range(self.experiment.eval_batches)]
         values = {}
+        keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]
         for decay, params in zip(self.experiment.ema, self.state.ema, strict=True):
-            keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]
-            with on(self.mesh):
+            with on(self.mesh), self.clock.spend("measure"):
                 losses = [self.measure_fn(params, b, k) for b, k in zip(self.held_out, keys, strict=True)]
-            values[f"held_out/{decay:g}"] = float(np.mean(jax.device_get(losses)))
+                values[f"held_out/{decay:g}"] = float(np.mean(jax.device_get(losses)))
         return {"held_out": values[f"held_out/{max(self.experiment.ema):g}"], **values}
 
     def save(self, wait: bool = False) -> None:
         """A checkpoint of this step: state, place in the data, and the experiment."""
         about = {"data": self.data, "metrics": self.late.state(), "experiment": to_dict(self.experiment)}
-        self.checkpoints.save(self.step, self.state, about, wait)
+        with self.clock.spend("checkpoint"):
+            self.checkpoints.save(self.step, self.state, about | {"clock": dict(self.clock.seconds)}, wait)
 
     def make_samples(self) -> None:
         """Clips from the longest average. A failure here does not end a run of hours."""
-        if self.sample is None or not self.first:
+        if self.sample is None:
             return
-        model = self.objective.model(self.state.ema[self._longest()], self.base)
+        params = whole(self.state.ema[self._longest()])
+        if not self.first:
+            return
+        model = self.objective.model(params, self.base)
         try:
-            self.sample(model, self.experiment, self.run.path / "samples", self.step)
+            with self.clock.spend("samples"):
+                self.sample(model, self.experiment, self.run.path / "samples", self.step)
         except Exception as error:
             log.warning("no samples at step %d: %s: %s", self.step, type(error).__name__, error)
 

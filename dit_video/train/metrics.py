@@ -83,6 +83,13 @@ class MetricsLog:
             self.writer.close()
 
 
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """What the metrics of a run say, in order; none for a new one."""
+    path = folder / "metrics.jsonl"
+    rows = [_row(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [row for row in rows if row is not None]
+
+
 def _row(line: str) -> dict[str, Any] | None:
     """None for a line that was cut off by a kill."""
     try:

@@ -13,7 +13,8 @@ def called(monkeypatch):
     """What the trainer is given, without training."""
     calls = []
 
-    def fake(experiment, workdir, resume="auto", sample=None):
+    def fake(experiment, workdir, resume="auto", sample=None, profile=None):
+        assert profile in (None, (10, 15))
         calls.append((experiment, workdir, resume))
         return {"steps": experiment.steps}
 
@@ -26,7 +27,7 @@ def test_fields_and_flags_reach_the_experiment(called, capsys):
     line = (
         "train toyworld --workdir runs/x --steps 7 --objective.pool.clips=64 --mesh.data 2 --init board --resume never"
     )
-    assert main([*line.split(), "--vae", "runs/vae", "--json"]) == 0
+    assert main([*line.split(), "--vae", "runs/vae", "--json", "--profile", "10:15"]) == 0
     ((experiment, workdir, resume),) = called
     assert (experiment.steps, experiment.objective.pool.clips, experiment.mesh.data) == (7, 64, 2)
     assert (experiment.init, experiment.vae, resume, str(workdir)) == ("board", "runs/vae", "never", "runs/x")
@@ -55,12 +56,21 @@ def test_dtype_is_that_of_the_computation(called):
         ("train toyworld --optimizer.learning_rate 1", "unknown field"),
         ("train toyworld --steps many", "a whole number"),
         ("train toyworld --objective.dit 5", "a group of fields"),
+        ("train toyworld --profile 15:10", "as in 10:15"),
     ],
 )
 def test_bad_input_is_found_before_anything_runs(called, capsys, line, message):
     assert main(line.split()) == 2
     assert message in capsys.readouterr().err
     assert not called
+
+
+def test_the_others_are_joined_before_jax_computes(called, monkeypatch):
+    order = []
+    monkeypatch.setattr("dit_video.core.cluster.join_cluster", lambda wait: order.append(wait))
+    monkeypatch.setattr("dit_video.cli.generate.prepare_jax", lambda device: order.append(device))
+    assert main(["train", "toyworld", "--wait", "12"]) == 0
+    assert order == [12.0, "auto"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, capsys, monkeypatch):
