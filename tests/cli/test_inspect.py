@@ -1,0 +1,167 @@
+"""`dit-video inspect`: reads how a clip was made, makes it again, and says what stands in the way."""
+
+import json
+import shutil
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_video.cli import generate
+from dit_video.cli import inspect as inspect_verb
+from dit_video.cli.main import main
+from dit_video.data.video import write_video
+from dit_video.weights.folder import save_model
+
+PROMPT = "a red circle moves right"
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """A folder with a model and clips of it: one alone, and two in a batch that begin with a picture."""
+    folder = tmp_path_factory.mktemp("made")
+    save_model(tiny, folder / "model")
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(folder / "first.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "prepare_jax", lambda device: None)
+        patch.chdir(folder)
+        common = ["--model", "model", "--seed", "3", "--quiet", "--num_inference_steps", "2"]
+        assert main(["generate", PROMPT, *common, "--output", "one.mp4", "--negative_prompt", "blue"]) == 0
+        pair = [PROMPT, "a blue star", *common, "--image", "first.png", "--output", "pair.gif"]
+        assert main(["generate", *pair]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(made, tmp_path, monkeypatch):
+    """A copy of the folder to work in."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "prepare_jax", lambda device: None)
+    return tmp_path
+
+
+@pytest.fixture
+def inspect(capsys):
+    """`inspect(...)`: (exit code, what stands on stdout as JSON, stderr)."""
+
+    def inspect(*argv):
+        code = main(["inspect", "--json", *argv])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return inspect
+
+
+def rewrite(file, **changes):
+    """The clip's JSON with changes, as a file that inspect reads."""
+    metadata = json.loads(file.with_suffix(".json").read_text()) | changes
+    file.with_name("changed.json").write_text(json.dumps(metadata))
+    return "changed.json"
+
+
+def test_it_tells_what_the_file_tells(here, inspect, capsys):
+    (here / "one.json").unlink()
+    code, report, _ = inspect("one.mp4")
+    assert code == 0
+    assert (report["metadata"]["prompt"], report["metadata"]["seed"]) == (PROMPT, 3)
+    assert main(["inspect", "one.mp4"]) == 0
+    out = capsys.readouterr().out
+    assert f"prompt               {PROMPT}" in out
+    assert "negative_prompt      blue" in out
+
+
+def test_the_json_beside_it_is_enough(here, inspect):
+    metadata = json.loads((here / "one.json").read_text())
+    write_video(here / "bare.mp4", np.zeros((5, 32, 32, 3), np.uint8), 8.0)
+    code, _, err = inspect("bare.mp4")
+    assert (code, "does not say how it was made" in err) == (2, True)
+    (here / "bare.json").write_text(json.dumps(metadata))
+    assert inspect("bare.mp4")[1]["metadata"] == metadata
+    assert inspect("one.json")[1]["metadata"] == metadata
+
+
+@pytest.mark.parametrize("name", ["one.mp4", "pair_1.gif"])
+def test_made_again_it_is_the_same(name, inspect):
+    code, report, _ = inspect(name, "--rerun")
+    again = report["rerun"]
+    assert code == 0
+    assert again["identical"]
+    assert again["frames_sha256"] == again["stored_sha256"] == report["metadata"]["frames_sha256"]
+    assert again["changed"] == []
+
+
+def test_other_frames_are_told_from_the_stored_ones(here, inspect, capsys):
+    name = rewrite(here / "one.mp4", seed=4, versions={"dit_video": "0.0.9", "jax": "0.1", "python": "3.11.7"})
+    code, report, _ = inspect(name, "--rerun")
+    assert code == 1
+    assert not report["rerun"]["identical"]
+    assert "versions.dit_video: 0.0.9 -> " in report["rerun"]["changed"][0]
+    shutil.copy("one.mp4", "changed.mp4")
+    write_video(here / "changed.mp4", np.zeros((5, 32, 32, 3), np.uint8), 8.0)
+    assert main(["inspect", "changed.mp4", "--rerun"]) == 1
+    out = capsys.readouterr().out
+    assert "NOT identical" in out
+    assert "of 255 away" in out
+    assert "changed: versions.jax: 0.1 -> " in out
+
+
+def test_other_weights_are_not_tried(here, inspect):
+    name = rewrite(here / "one.mp4", model={"name": "model", "hash": "0123456789ab"})
+    code, _, err = inspect(name, "--rerun")
+    assert code == 3
+    assert "made with the weights 0123456789ab; model now has" in err
+
+
+def test_a_model_or_a_picture_that_has_moved(here, inspect):
+    (here / "model").rename(here / "elsewhere")
+    (here / "first.png").rename(here / "second.png")
+    code, _, err = inspect("pair_0.gif", "--rerun")
+    assert code == 3
+    assert "is not at first.png" in err
+    code, _, err = inspect("pair_0.gif", "--rerun", "--image", "second.png")
+    assert code == 3
+    assert "Give --model" in err
+    code, report, _ = inspect("pair_0.gif", "--rerun", "--image", "second.png", "--model", "elsewhere")
+    assert code == 0
+    assert report["rerun"]["identical"]
+
+
+@pytest.mark.parametrize(
+    "changes, code, message",
+    [
+        ({"frames_sha256": None}, 2, "no hash of its frames"),
+        ({"teleport": {"to": "mars"}}, 2, "was made with teleport"),
+        ({"given": [{"extend": "old.mp4", "frames": 9}]}, 2, "was made with given"),
+        ({"image": {"image": "given", "height": 8, "width": 8}}, 3, "given from Python"),
+        ({"batch": [""]}, 2, "empty"),
+    ],
+)
+def test_what_cannot_be_made_again(here, inspect, changes, code, message):
+    got, _, err = inspect(rewrite(here / "one.mp4", **changes), "--rerun")
+    assert (got, message in err) == (code, True), err
+
+
+def test_arguments_of_all_kinds_are_found(here):
+    picture = {"image": "first.png", "height": 64, "width": 64, "resize": "pad"}
+    metadata = json.loads((here / "one.json").read_text()) | {
+        "num_frames": 16, "loop": True, "prompt_at": [[1.0, "a blue star"]], "cache": "safe",
+        "long": {"mode": "window", "why": "x", "window": 5, "overlap": 2, "noise": "shuffled", "rope": None},
+        "given": [{"frame": 0} | picture, {"frame": 8} | picture],
+    }  # fmt: skip
+    found = inspect_verb.arguments(types.SimpleNamespace(image=None, file=here / "one.mp4"), metadata)
+    wanted = {
+        "num_frames": 17, "loop": True, "prompt_at": [[1.0, "a blue star"]], "cache": "safe", "long": "window",
+        "window": 5, "overlap": 2, "noise_order": "shuffled", "rope": None, "resize": "pad", "seed": 3,
+        "image": Path("first.png"), "keyframes": {8: Path("first.png")}, "negative_prompt": "blue",
+    }  # fmt: skip
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("name, code", [("nowhere.mp4", 3), ("broken.mp4", 2), ("broken.json", 2)])
+def test_files_that_cannot_be_read(here, inspect, name, code):
+    (here / "broken.mp4").write_bytes(b"not a video")
+    (here / "broken.json").write_text("{")
+    assert inspect(name)[0] == code
