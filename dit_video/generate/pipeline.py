@@ -95,6 +95,7 @@ class VideoPipeline:
         float32. `keep`: what matrices are kept as (float32, bfloat16, int8); None: as they are computed with.
         `offload`: those of layers stay in the host's memory. With a mesh, weights lie as their logical axes say and the
         batch is split."""
+        check_variant(model)
         self.mesh = make_mesh(mesh) if isinstance(mesh, MeshShape) else mesh
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         self.dtype = choose_dtype(dtype, device.platform)
@@ -377,6 +378,22 @@ class VideoPipeline:
         """Which weights are not finite, if any: a sentence for a message."""
         broken = [name for name, tree in self.params.items() if not weights_finite(tree)]
         return f" The weights of {' and '.join(broken)} hold NaN or infinity." if broken else ""
+
+
+def check_variant(model: "Model") -> None:
+    """Raises `BadInput` for models that are read, written and adapted here, but that clips are not made with."""
+    dit, why = model.dit, None
+    if model.dit_2 is not None:
+        why = "it has two denoisers, one for each end of the noise"
+    elif dit.vace_layers:
+        why = "it has a control branch (VACE)"
+    elif dit.in_channels != dit.out_channels:
+        why = f"it takes {dit.in_channels} channels for {dit.out_channels}: a picture beside the noise"
+    if why is not None:
+        raise BadInput(
+            f"{model.name}: {why}. Clips are not made with such a model yet; import, export and LoRA work. "
+            "Text-to-video models and Wan 2.2 TI2V 5B are run."
+        )
 
 
 def weights_finite(weights: Any) -> bool:
