@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dit_video.core.config import to_dict
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.log import log
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder, list_clips, part
@@ -160,13 +160,15 @@ class Builder:
         folder holds a build with other options, and when no clip at all could be made."""
         self.out.make()
         shards = self.plan()
-        missing = [s for s in shards if not self.whole(s)]
-        if len(missing) < len(shards):
-            log.info("%s: %d of %d shards are there", self.out, len(shards) - len(missing), len(shards))
+        missing = []
         for shard in shards:
-            if shard not in missing:
+            if self.whole(shard):
                 for _ in shard.items:
                     tick()
+            else:
+                missing.append(shard)
+        if len(missing) < len(shards):
+            log.info("%s: %d of %d shards are there", self.out, len(shards) - len(missing), len(shards))
         self.fill(missing, tick)
         return self.finish(shards)
 
@@ -199,14 +201,19 @@ class Builder:
         """Whether a shard stands as it was written (by its SHA-256; in an object store by its size)."""
         if self.out.size(f"{shard.name}.json") is None:
             return False
-        about = read_json(self.out, f"{shard.name}.json")
-        if about["file"] is None or (not self.out.here and self.out.size(about["file"]) == about["bytes"]):
-            return True
-        if self.out.size(about["file"]) == about["bytes"]:
-            with self.out.reading(about["file"]) as file:
-                if sha256(file) == about["sha256"]:
+        try:
+            about = read_json(self.out, f"{shard.name}.json")
+            if about["file"] is None:
+                return True
+            if self.out.size(about["file"]) == about["bytes"]:
+                if not self.out.here:
                     return True
-        log.warning("%s/%s is missing or damaged: it is made anew", self.out, about["file"])
+                with self.out.reading(about["file"]) as file:
+                    if sha256(file) == about["sha256"]:
+                        return True
+        except (BadInput, KeyError):
+            pass  # its JSON is no longer what was written
+        log.warning("%s/%s is missing or damaged: it is made anew", self.out, shard.name)
         return False
 
     def fill(self, shards: list[_Shard], tick: Callable[[], None]) -> None:
@@ -263,11 +270,17 @@ class Builder:
     def write(self, shard: _Shard) -> None:
         for bucket in sorted(shard.waiting):
             self.flush(shard, bucket)
-        records = [shard.clips[key] for key in sorted(shard.clips, key=lambda k: (shard.clips[k].bucket, k))]
+        records, packed = [], []
+        for key in sorted(shard.clips, key=lambda k: (shard.clips[k].bucket, k)):
+            try:
+                packed.append(pack(shard.clips[key], self.options.dtype))
+                records.append(shard.clips[key])
+            except NonFinite as error:
+                shard.broken[shard.items[key[0]]] = str(error)
+                log.warning("leaving out %s: %s", shard.items[key[0]], error)
         about: dict[str, Any] = {"file": None, "items": len(shard.items)}
         if records:
             about["file"] = f"{shard.name}.arrayrecord"
-            packed = [pack(record, self.options.dtype) for record in records]
             with self.out.writing(about["file"]) as file:
                 write_shard(file, packed)
                 about |= {"sha256": sha256(file), "bytes": file.stat().st_size}

@@ -51,7 +51,7 @@ def pack(record: Record, dtype: str) -> bytes:
         with np.errstate(over="ignore"):
             arrays.append(np.ascontiguousarray(x, dtype))
         if not np.isfinite(arrays[-1]).all():
-            raise NonFinite(f"latents of {record.about} are NaN, or infinite in {dtype}: broken weights, or --dtype")
+            raise NonFinite(f"latents of {record.about} are NaN, or infinite in {dtype} (--stored float32 holds more)")
     head = {
         "bucket": record.bucket,
         "caption": record.caption,

@@ -138,6 +138,7 @@ def test_damaged_shards_are_made_anew(films, tmp_path):
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     (tmp_path / "out" / "train-00000.arrayrecord").unlink()
+    (tmp_path / "out" / "train-00002.json").write_bytes(b"{")
     builder(tmp_path / "out", films).run()
     assert content(tmp_path / "out") == before
 
@@ -191,6 +192,19 @@ def test_worker_processes_make_the_same(films, tmp_path):
     many = builder(tmp_path / "many", films, workers=2).run()
     assert many["parts"] == one["parts"] and many["broken"] == one["broken"]
     assert content(tmp_path / "many") == content(tmp_path / "one")
+
+
+def test_clips_whose_latents_are_not_finite_are_named(films, tmp_path):
+    class Infinite(Fake):
+        def __call__(self, arrays, bucket, numbers):
+            clips, pictures = super().__call__(arrays, bucket, numbers)
+            clips.mean[clips.mean[:, 0, 0, 0, 0] > 65 / 255] = np.inf  # film 6 begins at 70
+            return clips, pictures
+
+    manifest = builder(tmp_path / "out", films, Infinite()).run()
+    assert {"6.mp4", "still.png"} <= set(manifest["broken"]) and "NaN" in manifest["broken"]["6.mp4"]
+    assert not {"film 6", "a still"} & {r.caption for r in records(tmp_path / "out", manifest)}
+    assert np.isfinite(manifest["latents"]["mean"]).all()
 
 
 def test_filters_are_counted(films, tmp_path):
