@@ -109,6 +109,8 @@ def test_names_are_those_of_the_reference_converter(name):
     convert = pytest.importorskip("diffusers.loaders.single_file_utils").convert_wan_transformer_to_diffusers
     model = variant(name)
     theirs = convert(checkpoint(model))
+    if "img_emb.emb_pos" in theirs:  # this converter leaves it; the script that made the published folders does not
+        theirs["condition_embedder.image_embedder.pos_embed"] = theirs.pop("img_emb.emb_pos")
     ours = to_foreign(dit_table(model.dit), flatten(model.params["dit"]))
     assert theirs.keys() == ours.keys()
     for key, tensor in ours.items():
