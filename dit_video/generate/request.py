@@ -235,7 +235,7 @@ def frames_of_footage(
 ) -> int | None:
     """How many frames given footage makes, on the rule. None where it does not say. Raises BadInput for a length
     beside --interpolate, which has one."""
-    if footage is None or asked.extend is not None:
+    if footage is None or asked.extend is not None or (length and not asked.interpolate):
         return None
     count = len(footage)
     if asked.interpolate:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dit_video.cli import generate
 from dit_video.cli.main import main
+from dit_video.core.errors import Interrupted
 from dit_video.data.video import read_video
 from dit_video.generate.clip import frames_sha256
 from dit_video.weights.folder import save_model
@@ -159,7 +160,7 @@ def test_an_interrupted_run_keeps_its_latents(model, here, capsys, monkeypatch):
     from dit_video.generate import pipeline
 
     def stop(*_, **__):
-        raise pipeline.Unfinished("interrupted at step 2/3", pipeline.Interrupted, np.zeros((1, 2, 4, 4, 4)), None)
+        raise pipeline.Unfinished("interrupted at step 2/3", Interrupted, np.zeros((1, 2, 4, 4, 4)), None)
 
     monkeypatch.setattr(pipeline.VideoPipeline, "_decode", stop)
     assert main(["generate", PROMPT, "--model", model, "--output", "a.mp4"]) == 130
