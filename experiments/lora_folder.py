@@ -3,8 +3,7 @@
     dit-video train experiments/lora_folder.py --data.path clips/ --workdir runs/style
     dit-video generate "a red circle moves right" --lora runs/style/lora
 
-`clips/` as in finetune_folder. The denoiser and the text encoder stay as they are; `--objective.lora none` would train
-the whole denoiser.
+`clips/` as in finetune_folder. The denoiser and the text encoder stay as they are.
 """
 
 from dit_video.data.buckets import Bucket

@@ -11,7 +11,6 @@ from types import EllipsisType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -77,8 +76,3 @@ def to_int8(weight: Float[np.ndarray, "*rest I O"], scale_dtype: Any = np.float3
         scale[i] = step
         values[i] = np.clip(np.round(matrix / scale[i].astype(np.float32)), -127, 127)
     return Int8(values.reshape(weight.shape), scale.reshape(*weight.shape[:-2], 1, weight.shape[-1]))
-
-
-def dense(weight: Any) -> Array:
-    """The weight as one array, whatever it is stored as."""
-    return weight[...] if isinstance(weight, Int8 | OnHost | Adapted) else jnp.asarray(weight)
