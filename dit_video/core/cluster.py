@@ -90,9 +90,9 @@ def join_cluster(wait: float = WAIT) -> Cluster | None:
     cluster = find_cluster(os.environ)
     if cluster is None:
         return None
-    roll_call(cluster, wait)
-    import jax
+    import jax  # before the roll call: from then on nobody is late
 
+    roll_call(cluster, wait)
     local = None if cluster.local is None else [cluster.local]
     jax.distributed.initialize(
         cluster.address, cluster.count, cluster.index, local, cluster_detection_method="deactivate",

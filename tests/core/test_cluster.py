@@ -158,7 +158,7 @@ def processes(count, present, wait):
         )
         for index in present
     ]  # fmt: skip
-    return [(process.communicate(timeout=280), process.returncode) for process in started]
+    return [(process.communicate(timeout=580), process.returncode) for process in started]
 
 
 def test_two_real_processes_meet():

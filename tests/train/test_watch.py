@@ -19,6 +19,7 @@ import dit_video.train.loop as loop
 given = loop.Trainer._flops
 def waits_for_a_lost_host(self, *args):
     if self.step == 7:
+        self.checkpoints.manager.wait_until_finished()
         self.watchdog.seconds = 2.0
         time.sleep(600)
     return given(self, *args)
@@ -30,7 +31,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_a_hung_step_ends_with_124_and_its_stack(tmp_path):
     argv = [sys.executable, "-c", HUNG, str(STANDIN), str(tmp_path)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=580)
     assert done.returncode == 124, done.stderr
     stacks = (tmp_path / "hung_0.txt").read_text()
     assert "waits_for_a_lost_host" in stacks
