@@ -25,7 +25,7 @@ VERBS = {
     "generate": "a prompt becomes a video file",
     "decode": "saved latents become a video file",
     "train": "run or resume an experiment",
-    "data": "make data: clips of toyworld with captions and scenes",
+    "data": "make data: clips of toyworld; a training source, encoded once",
     "eval": "measure whether generated videos do what their prompts say",
     "import": "a public checkpoint becomes a model folder",
     "export": "a model becomes files for other programs",

@@ -176,14 +176,11 @@ def encode_clips(
 
 
 class LatentStream:
-    """Batches for the denoiser: clips of a pool, cut and conditioned. State: that of the pool."""
+    """Batches for the denoiser: clips of a pool, or encoded before, cut and conditioned. State: that of these."""
 
     def __init__(self, objective: Denoise, experiment: Experiment, base: Base, reader: Reader, held_out: bool):
         self.objective, self.base, self.reader = objective, base, reader
         process, processes = jax.process_index(), jax.process_count()
-        self.graph = nnx.split(nnx.eval_shape(lambda: VAE(base.vae, rngs=nnx.Rngs(0))), nnx.Param)[0]
-        # Encoding runs on this process's first device: a pool belongs to its process.
-        self.params = jax.device_put(base.vae_params, jax.local_devices()[0])
         self.eos = int(base.tokenizer.encode([""]).ids[0, 0])
         self.said: set[str] = set()
         pool, mix = objective.pool, objective.conditions
@@ -200,6 +197,9 @@ class LatentStream:
                 reader, self._normalise, self._tokenize, batch, experiment.seed, process, processes, pool.threads
             )
         else:
+            self.graph = nnx.split(nnx.eval_shape(lambda: VAE(base.vae, rngs=nnx.Rngs(0))), nnx.Param)[0]
+            # Encoding runs on this process's first device: a pool belongs to its process.
+            self.params = jax.device_put(base.vae_params, jax.local_devices()[0])
             self.pool = PoolStream(
                 reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, log.debug
             )
