@@ -107,7 +107,7 @@ COMPILE = """
 import sys, time
 import jax, jax.numpy as jnp
 from flax import nnx
-from dit_video.core.types import Time
+from dit_video.core.types import Text, Time
 from dit_video.models.dit import DiT, DiTConfig
 
 cfg = DiTConfig(heads=40, depth=int(sys.argv[1]), ffn_dim=13824, dtype="bfloat16", attention="chunked")
