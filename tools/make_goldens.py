@@ -37,6 +37,8 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         return 1 + u / 2
     if len(shape) < 2 or "table" in name or "pos_embed" in name:
         return u / 2
+    if "SelfAttention.q" in name:  # T5 does not scale its logits, the size of the queries' weights does
+        u /= 4
     return u * np.float32(np.sqrt(3 / np.prod(shape[1:])))
 
 
