@@ -28,7 +28,10 @@ from dit_video.models.vae import VAE
 from dit_video.weights import names_dit, names_image, names_text, names_vae
 from dit_video.weights.names import check, flatten, to_foreign, to_ours, unflatten
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_goldens.py"))
+TOOLS = Path(__file__).parents[2] / "tools"
+TOOL = {
+    n: v for name in ("golden_stages", "make_goldens") for n, v in runpy.run_path(str(TOOLS / f"{name}.py")).items()
+}
 STAGES, GOLDENS, draw = TOOL["STAGES"], TOOL["GOLDENS"], TOOL["draw"]
 
 FAMILIES = {  # module, its table, its config there and back
