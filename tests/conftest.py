@@ -23,8 +23,8 @@ from beartype import BeartypeConf, beartype
 # Eight devices on the CPU, so that shardings are tried for real; `make_mesh(shape, jax.devices()[:1])` is one device.
 # A setting and not an environment variable: processes that tests start see the machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests compile much and run little: LLVM's expensive passes cost three times what the tests themselves do. Processes that
-# tests start have them.
+# Tests compile much and run little: LLVM's expensive passes cost three times what the tests themselves do. Processes
+# that tests start have them.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -72,9 +72,11 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(autouse=True)
 def _plain_log():
-    """The package's logger as it was, after tests that set it up, listen to it or make it propagate."""
+    """The package's logger as a library has it, whatever a run in another test or fixture has set up: pytest listens
+    at the root, and once more at every logger that does not propagate when a test begins."""
     log = logging.getLogger("dit_video")
-    handlers, propagate, level = list(log.handlers), log.propagate, log.level
+    log.handlers[:], log.propagate = [], True
+    log.setLevel(logging.NOTSET)
     yield
-    log.handlers[:], log.propagate = handlers, propagate
-    log.setLevel(level)
+    log.handlers[:], log.propagate = [], True
+    log.setLevel(logging.NOTSET)

@@ -37,8 +37,7 @@ def gradient_difference(a: Video, b: Video, scales: int) -> Float[Array, ""]:
     error, total = a - b, jnp.zeros(())
     for scale in range(scales):
         if scale:
-            n, t, h, w, c = error.shape
-            error = error[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
+            error = halve(error)
         total += jnp.mean(jnp.abs(jnp.diff(error, axis=2))) + jnp.mean(jnp.abs(jnp.diff(error, axis=3)))
     return total / scales
 
@@ -46,7 +45,13 @@ def gradient_difference(a: Video, b: Video, scales: int) -> Float[Array, ""]:
 @dataclass(frozen=True)
 class VAEObjective:
     """Weights of the terms. Every term is a mean over its own numbers, so they do not depend on sizes: a weight of 1e-5
-    for KL is what 4e-4 is where sums over pixels (41 times as many as latents) and sums over latents are added."""
+    for KL is what 4e-4 is where sums over pixels (41 times as many as latents) and sums over latents are added.
+
+    Two terms are for the denoiser that learns the latents, not for the reconstruction. `equivariance` (Kouzelis et al.
+    2025, EQ-VAE, arXiv 2502.09509) decodes the halved latents and wants the halved video: without it neighbouring
+    latents share so little that their mean means nothing. `jitter` adds noise to what is decoded, of a size that is
+    drawn for each clip, normal with this deviation in units of the latents' own: a sampler's latents are never exact.
+    """
 
     l1: float = 0.4
     l2: float = 8.0
@@ -54,6 +59,8 @@ class VAEObjective:
     gradient: float = 0.3
     scales: int = 3
     kl: float = 1e-5
+    equivariance: float = 0.0
+    jitter: float = 0.0
 
     def loss(
         self, graph: nnx.GraphDef[VAE], params: Any, video: Video, key: PRNGKeyArray
@@ -64,19 +71,35 @@ class VAEObjective:
     def terms(self, vae: VAE, video: Video, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Encodes, samples, decodes. Returns the weighted sum and its terms (and PSNR in dB of the unclipped video)."""
         mean, logvar = vae.encode(video)
-        z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+        noise_key, size_key = jax.random.split(key)
+        std = jnp.exp(0.5 * logvar)
+        if self.jitter:
+            size = self.jitter * jax.random.normal(size_key, (len(mean), 1, 1, 1, 1))
+            std = jnp.hypot(std, size * jax.lax.stop_gradient(jnp.std(mean, axis=(0, 1, 2, 3))))
+        z = mean + std * jax.random.normal(noise_key, mean.shape, mean.dtype)
         out = vae.decode(z, clip=False)
+        terms = self._errors(out, video) | {"kl": kl(mean, logvar)}
+        if self.equivariance:
+            small = self._errors(vae.decode(halve(z), clip=False), halve(video))
+            terms["equivariance"] = sum(getattr(self, name) * value for name, value in small.items())
+        total = sum(getattr(self, name) * value for name, value in terms.items())
+        psnr = -10 * jnp.log10(terms["l2"] / 4 + 1e-12)  # pixels span 2
+        return total, terms | {"psnr": psnr}
+
+    def _errors(self, out: Video, video: Video) -> dict[str, Float[Array, ""]]:
         error = out - video
-        terms = {
+        return {
             "l1": jnp.mean(jnp.abs(error)),
             "l2": jnp.mean(jnp.square(error)),
             "temporal": temporal_difference(out, video),
             "gradient": gradient_difference(out, video, self.scales),
-            "kl": kl(mean, logvar),
         }
-        total = sum(getattr(self, name) * value for name, value in terms.items())
-        psnr = -10 * jnp.log10(terms["l2"] / 4 + 1e-12)  # pixels span 2
-        return total, terms | {"psnr": psnr}
+
+
+def halve(x: Float[Array, "n T H W c"]) -> Float[Array, "n T h w c"]:
+    """Means of 2x2 neighbours in every frame; an odd last row or column is left out."""
+    n, t, h, w, c = x.shape
+    return x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, t, h // 2, 2, w // 2, 2, c).mean((3, 5))
 
 
 def latent_statistics(

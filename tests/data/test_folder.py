@@ -41,7 +41,6 @@ def clips(tmp_path):
 
 def test_every_readable_file_comes_once_an_epoch_and_broken_ones_are_named(clips, caplog):
     reader = Folder(str(clips), held_out=0.0).open(BUCKETS)
-    logging.getLogger("dit_video").propagate = True
     with caplog.at_level(logging.WARNING, "dit_video"):
         epochs = [[reader.load(e * 7 + i) for i in range(7)] for e in range(2)]
     seen = [sorted(s.caption for s in epoch if s) for epoch in epochs]

@@ -159,7 +159,6 @@ def test_another_vae_is_refused_saying_what_to_do(built):
 
 
 def test_clips_of_other_buckets_are_left_out_and_said(built, caplog):
-    logging.getLogger("dit_video").propagate = True
     with caplog.at_level(logging.WARNING, "dit_video"):
         reader = Latents(str(built)).open((Bucket(17, 64, 64), Bucket(1, 32, 32)))
     assert "12 clips are of no bucket" in caplog.text
@@ -201,7 +200,6 @@ def damage(shard, count):
 def test_damaged_clips_are_named_and_others_take_their_place(built, caplog):
     shard = built / "train-00000.arrayrecord"
     (lost,) = damage(shard, 1)
-    logging.getLogger("dit_video").propagate = True
     with caplog.at_level(logging.WARNING, "dit_video"):
         items = take(stream(built), 17)
     assert caplog.text.count(f"train-00000.arrayrecord, record {lost}: ") == 1, "named once"

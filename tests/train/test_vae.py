@@ -19,6 +19,7 @@ from dit_video.train.vae import (
     Reconstruct,
     VAEObjective,
     gradient_difference,
+    halve,
     kl,
     latent_statistics,
     temporal_difference,
@@ -74,6 +75,50 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(model):
     np.testing.assert_allclose(terms["psnr"], -10 * np.log10(terms["l2"] / 4), rtol=1e-5)
     only = replace(objective, l1=0.0, temporal=0.0, gradient=0.0, kl=0.0, l2=1.0)
     np.testing.assert_allclose(only.loss(graph, params, video(), jax.random.key(0))[0], terms["l2"], rtol=1e-6)
+
+
+def test_equivariance_compares_the_decoded_half_with_the_half_of_the_video(model):
+    graph, params = model
+    plain, more = (VAEObjective(equivariance=e).loss(graph, params, video(), jax.random.key(0)) for e in (0.0, 0.5))
+    assert "equivariance" not in plain[1]
+    np.testing.assert_allclose(more[0] - plain[0], 0.5 * more[1]["equivariance"], rtol=1e-4)
+    vae = nnx.merge(graph, params)
+    z = jax.random.normal(jax.random.key(1), (1, 1, 2, 2, vae.cfg.z))
+    objective = VAEObjective(l1=0, l2=1, temporal=0, gradient=0, scales=1, kl=0, equivariance=1)
+    wanted = jnp.mean(jnp.square(vae.decode(halve(z), clip=False) - halve(vae.decode(z, clip=False))))
+
+    class Given:  # encodes anything to z, without spread
+        encode = staticmethod(lambda _: (z, jnp.full_like(z, -60.0)))
+        decode = staticmethod(vae.decode)
+
+    terms = objective.terms(Given, vae.decode(z, clip=False), jax.random.key(0))[1]
+    np.testing.assert_allclose(terms["equivariance"], wanted, rtol=1e-4)
+
+
+def test_halving_is_the_mean_of_four():
+    x = jnp.arange(30.0).reshape(1, 1, 5, 6, 1)
+    np.testing.assert_allclose(halve(x)[0, 0, :, :, 0], [[3.5, 5.5, 7.5], [15.5, 17.5, 19.5]])
+
+
+def test_jitter_is_in_units_of_the_latents():
+    mean = 100.0 * jax.random.normal(jax.random.key(0), (64, 1, 8, 8, 4)) * jnp.array([1.0, 2.0, 3.0, 4.0])
+    decoded = []
+
+    class Listening:
+        encode = staticmethod(lambda _: (mean, jnp.full_like(mean, -60.0)))
+
+        @staticmethod
+        def decode(z, clip):
+            decoded.append(z)
+            return jnp.zeros((64, 1, 16, 16, 3))
+
+    for jitter in (0.0, 0.25):
+        VAEObjective(jitter=jitter).terms(Listening, jnp.zeros((64, 1, 16, 16, 3)), jax.random.key(1))
+    np.testing.assert_array_equal(decoded[0], mean)
+    noise = (decoded[1] - mean) / (100.0 * jnp.array([1.0, 2.0, 3.0, 4.0]))
+    np.testing.assert_allclose(jnp.std(noise, (0, 1, 2, 3)), 0.25, rtol=0.3)  # 64 sizes are drawn
+    sizes = jnp.std(noise, (1, 2, 3, 4))
+    assert sizes.max() > 0.4 and sizes.min() < 0.05  # each clip has its own
 
 
 def test_steps_help_and_every_weight_takes_part(model):

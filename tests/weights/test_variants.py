@@ -76,11 +76,8 @@ def test_the_converters_shift_gives_way_to_the_native_one(tmp_path, caplog):
     wide = replace(model.dit, heads=40, head_dim=2, in_channels=16, out_channels=16, depth=1)
     model = replace(model, dit=wide, dit_2=wide, name="models/a14b", params={})
     assert release(model).name == "Wan 2.2 T2V A14B"
-    import logging
-
     from dit_video.weights.released import with_defaults
 
-    logging.getLogger("dit_video").propagate = True
     with caplog.at_level("INFO", logger="dit_video"):
         defaults = with_defaults(model).defaults
     assert (defaults.shift, defaults.guidance, defaults.guidance_2, defaults.solver) == (12.0, 4.0, 3.0, "unipc")
