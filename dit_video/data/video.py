@@ -315,16 +315,27 @@ def _iterate_pictures(path: Path, start: float):
             yield frame, float(time), fps, metadata
 
 
+def upright(picture: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB of a PIL image: a camera's EXIF orientation is followed, what is transparent is white."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
+
+
 def read_picture(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """A still as upright RGB (a camera's EXIF orientation is followed). Raises MissingError and BadInput."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    """A still, as `upright` makes it. Raises MissingError and BadInput."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            return upright(picture)
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}).") from error
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dit_video.core.errors import BadInput
+from dit_video.data.video import upright
 
 Resize = Literal["crop", "pad", "stretch"]
 RESIZES = ("crop", "pad", "stretch")
@@ -15,27 +16,22 @@ RESIZES = ("crop", "pad", "stretch")
 
 def load_image(image: Any) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     """Pixels of a path, a PIL image, or a uint8 array (H, W, 3), upright and on white where it is transparent."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     source: dict[str, Any] = {"image": "given"}
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         source["image"] = str(path)
         if not path.is_file():
-            raise BadInput(f"image {path}: no such file.")
+            raise BadInput(f"image {path}: {'a folder or a device, not a file' if path.exists() else 'no such file'}.")
         try:
             with Image.open(path) as opened:
                 opened.load()
                 image = opened
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadInput(f"image {path} cannot be read ({error}). Use a PNG, JPEG or WebP file.") from error
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image)
-        image = np.asarray(image.convert("RGB"))
+        image = upright(image)
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise BadInput(f"An image must be a path, a PIL image, or uint8 (H, W, 3); got {image.dtype} {image.shape}.")

@@ -94,6 +94,8 @@ def test_a_pictures_exif_orientation_is_followed(tmp_path):
     exif[0x0112] = 6  # the camera was turned: show it turned by 90 degrees
     picture.save(tmp_path / "turned.jpg", exif=exif)
     assert read_picture(tmp_path / "turned.jpg").shape == (50, 30, 3)
+    Image.fromarray(np.zeros((4, 4, 4), np.uint8), "RGBA").save(tmp_path / "clear.png")
+    assert (read_picture(tmp_path / "clear.png") == 255).all(), "as a picture that is given to a model"
     (cut,) = clips(tmp_path / "turned.jpg")
     assert (cut.bucket, cut.frames.shape) == (3, (1, 32, 32, 3))
     assert clips(tmp_path / "turned.jpg", BUCKETS[:2]) == [Dropped("a still, and no bucket has one frame")]

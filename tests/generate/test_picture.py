@@ -28,6 +28,18 @@ def test_unreadable_images_are_told(tmp_path):
     (tmp_path / "a.png").write_bytes(b"not a picture")
     with pytest.raises(BadInput, match=r"a\.png cannot be read"):
         load_image(tmp_path / "a.png")
+    for place in ("/dev/null", tmp_path):
+        with pytest.raises(BadInput, match="a folder or a device, not a file"):
+            load_image(place)
+    with pytest.raises(BadInput, match="no such file"):
+        load_image(tmp_path / "b.png")
+
+
+def test_pictures_of_bombs_are_told(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadInput, match=r"a\.png cannot be read"):
+        load_image(tmp_path / "a.png")
 
 
 def test_ways_to_fit_an_image():
