@@ -131,7 +131,9 @@ def check(args: argparse.Namespace, devices: int, hosts: int) -> None:
     from dit_video.core.errors import BadInput
     from dit_video.core.log import log
 
-    experiment = override(load_experiment(args.experiment), args.overrides)
+    # `--data FOLDER` names what the machines see, which need not be here.
+    fields = {name: value for name, value in args.overrides.items() if name != "data"}
+    experiment = override(load_experiment(args.experiment), fields)
     data, fsdp, *_ = experiment.mesh.resolve(devices)
     if experiment.batch % (data * fsdp) or experiment.batch % hosts:
         raise BadInput(

@@ -242,6 +242,12 @@ def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path):
     assert (tmp_path / "state").read_text() == "GONE\n", "nothing is left that costs money"
 
 
+def test_clips_that_the_machines_see_need_not_be_here(launch):
+    """As for train, --data names a folder; here nobody looks into it."""
+    text = launch("toyworld", *SLURM, "--data", "/shared/latents", "--batch", "16")
+    assert "--data /shared/latents --batch 16" in text
+
+
 def test_submit_hands_it_over(launch, tmp_path, monkeypatch):
     fake(tmp_path, "kubectl", f'echo "$@" >{tmp_path}/asked; cat >{tmp_path}/manifest')
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
