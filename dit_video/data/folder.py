@@ -114,6 +114,9 @@ class FolderReader:
             self.orders = {e: o for e, o in self.orders.items() if e >= epoch - 1}
             self.orders[epoch] = generator(self.source.seed, epoch).permutation(len(self.clips))
         path, caption = self.clips[int(self.orders[epoch][place])]
+        if len(self.broken) == len(self.clips):
+            why = self.broken[path]
+            raise BadInput(f"none of the {len(self.clips)} clips in {self.source.path} can be used: {why}")
         if path in self.broken:
             return None
         try:

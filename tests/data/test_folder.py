@@ -81,6 +81,13 @@ def test_it_makes_batches(clips):
     assert all(b.arrays["frames"].shape[0] == 2 for b in batches)
 
 
+def test_a_folder_of_which_nothing_can_be_used_is_an_error_and_no_endless_search(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"no video")
+    with pytest.raises(BadInput, match="none of the 2 clips.*cannot be decoded"):
+        next(Loader(Folder(str(tmp_path), held_out=0.0).open(BUCKETS), 1))
+
+
 def test_held_out_files_stay_out(clips):
     source = Folder(str(clips), held_out=0.3)
     train, held = source.open(BUCKETS), source.open(BUCKETS, held_out=True)
