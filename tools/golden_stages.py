@@ -6,6 +6,7 @@ the same again and compare: with the goldens anywhere, and against the living re
 0.42.1 and transformers 5.23.0 are installed. Arrays are channels-last here, as in the package.
 """
 
+import copy
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -312,4 +313,76 @@ def given_outputs(module, config, inputs):
         latents = WanVACEPipeline.prepare_video_latents(pipeline, video, mask, references)
         masks = WanVACEPipeline.prepare_masks(pipeline, mask, references)
         outputs[name] = last(torch.cat([latents, masks], 1))
+    return outputs
+
+
+# -- an adapter of low rank ------------------------------------------------------------------------------------------
+
+RANK, ALPHA = 3, 2.0
+TARGETS = ("to_q", "to_v", "to_out.0", "net.2")  # modules of every block that have these at the end of their names
+
+
+def lora_inputs(config, rng):
+    """Inputs of the denoiser, and the tensors of a file as PEFT names them."""
+    inputs, inner = dit_inputs(config, rng, "t2v"), config["num_attention_heads"] * config["attention_head_dim"]
+    for i in range(config["num_layers"]):
+        sizes = {f"{attn}.{name}": inner for attn in ("attn1", "attn2") for name in TARGETS[:3]}
+        for module, inside in (sizes | {"ffn.net.2": config["ffn_dim"]}).items():
+            name = f"transformer.blocks.{i}.{module}"
+            inputs[f"{name}.lora_A.weight"] = normal(rng, RANK, inside) * np.float32(inside**-0.5)
+            inputs[f"{name}.lora_B.weight"] = normal(rng, inner, RANK) / 2
+            inputs[f"{name}.alpha"] = np.array(ALPHA, np.float32)
+    return inputs
+
+
+def lora_outputs(module, config, inputs):
+    import torch
+    from peft import LoraConfig
+
+    adapted = copy.deepcopy(module)
+    adapted.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), init_lora_weights=False))
+    found = 0
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            parameter.copy_(torch.from_numpy(inputs["transformer." + name.replace(".default", "")]))
+            found += 1
+    assert found == sum(".lora_" in name for name in inputs)
+    return dit_outputs(adapted, config, inputs)
+
+
+# -- schedulers ------------------------------------------------------------------------------------------------------
+
+
+def scheduler_config(rng):
+    """Two schedulers as their scheduler_config.json has them, and a number of steps."""
+    shifts = rng.choice([1.0, 3.0, 5.0, 8.0, 12.0], 2)
+    unipc = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    euler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": float(shifts[1])}
+    return {"unipc": unipc | {"flow_shift": float(shifts[0])}, "euler": euler, "steps": int(rng.integers(3, 12))}
+
+
+def scheduler_inputs(config, rng):
+    return {"x": normal(rng, 1, 2, 3, 4, 2)}
+
+
+def bent(x: Any, t: Any, sin: Callable) -> Any:
+    """A velocity that neither solver follows exactly: it bends with place and time."""
+    return sin(3 * x) * (0.5 + t) + x * (1 - t)
+
+
+def scheduler_outputs(module, config, inputs):
+    """The model's times, and where each step leads."""
+    import diffusers
+    import torch
+
+    outputs = {}
+    for name in ("unipc", "euler"):
+        settings = dict(config[name])
+        scheduler = getattr(diffusers, settings.pop("_class_name"))(**settings)
+        scheduler.set_timesteps(config["steps"])
+        x, path = torch.from_numpy(inputs["x"]), []
+        for t in scheduler.timesteps:
+            x = scheduler.step(bent(x, float(t) / 1000, torch.sin), t, x, return_dict=False)[0]
+            path.append(x.numpy())
+        outputs |= {f"{name}_times": scheduler.timesteps.float().numpy(), f"{name}_path": np.stack(path)}
     return outputs

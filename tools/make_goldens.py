@@ -28,10 +28,15 @@ from golden_stages import (
     image_inputs,
     image_outputs,
     image_reference,
+    lora_inputs,
+    lora_outputs,
     normal,
     picture_inputs,
     picture_outputs,
     refer,
+    scheduler_config,
+    scheduler_inputs,
+    scheduler_outputs,
     text_config,
     text_inputs,
     text_outputs,
@@ -42,11 +47,12 @@ from golden_stages import (
     vae_reference,
 )
 
-# -- whole pipelines: four steps with guidance, from the same latents and encoded prompts to frames ------------------
+# -- whole pipelines: four steps with guidance, from the same latents and ids of prompts to frames ------------------
 
 PIPELINES = {
     "t2v": "WanPipeline",
     "ti2v": "WanImageToVideoPipeline",
+    "ti2v_text": "WanPipeline",
     "i2v": "WanImageToVideoPipeline",
     "flf2v": "WanImageToVideoPipeline",
     "t2v_a14b": "WanPipeline",
@@ -56,19 +62,21 @@ PIPELINES = {
 
 
 def pipeline_config(rng, variant: str):
-    vae = vae_config(rng, residual=variant == "ti2v")
+    expand = variant.startswith("ti2v")
+    vae = vae_config(rng, residual=expand)
     z = vae["z_dim"]
     vae |= {"num_res_blocks": 1, "temperal_downsample": [True, True], "dim_mult": [1, 2, 2]}
     vae["latents_mean"], vae["latents_std"] = ([round(float(n), 3) for n in 0.5 + rng.random(z)] for _ in range(2))
-    if variant != "ti2v":  # the control pipeline knows no patches
+    if not expand:  # the control pipeline knows no patches
         vae |= {"patch_size": None, "in_channels": 3, "out_channels": 3}
     vae["scale_factor_spatial"] = 4 * (vae["patch_size"] or 1)
-    dit = dit_config(rng, variant, z)
+    dit, text = dit_config(rng, variant, z), text_config(rng)
     two = "a14b" in variant
     config = {
         "pipeline": PIPELINES[variant], "vae": vae, "transformer": dit | {"patch_size": [1, 2, 2]},
+        "text_encoder": text | {"d_model": dit["text_dim"]},
         "flow_shift": float(rng.choice([3.0, 5.0, 8.0])), "guidance": 4.0, "guidance_2": 2.5 if two else None,
-        "boundary": 0.9 if two else None, "expand_timesteps": variant == "ti2v",
+        "boundary": 0.9 if two else None, "expand_timesteps": expand,
         "frames": 1 + 4 * int(rng.integers(1, 3)), "size": [int(n) for n in rng.permutation([16, 32])],
         "steps": 4, "references": 2 if variant == "vace" else 0,
         "image_encoder": None,
@@ -87,12 +95,12 @@ def pipeline_config(rng, variant: str):
 def pipeline_inputs(config, rng):
     factor, (height, width) = config["vae"]["scale_factor_spatial"], config["size"]
     slots = 1 + (config["frames"] - 1) // 4 + config["references"]
-    length = rng.integers(1, 12, 2).astype(np.int32)
-    rows = normal(rng, 2, 12, config["transformer"]["text_dim"]) * (np.arange(12) < length[:, None])[..., None]
+    length = rng.integers(1, 12, 2).astype(np.int32)  # of the prompt and of the negative prompt
+    ids = rng.integers(3, config["text_encoder"]["vocab_size"], (2, 12)) * (np.arange(12) < length[:, None])
     pixels = lambda n: rng.integers(0, 256, (n, height, width, 3), np.uint8)  # noqa: E731
     return {
         "latents": normal(rng, 1, slots, height // factor, width // factor, config["vae"]["z_dim"]),
-        "rows": rows,
+        "ids": ids.astype(np.int32),
         "length": length,
         "pictures": pixels(2),
         "video": pixels(config["frames"]),
@@ -104,6 +112,7 @@ def pipeline_reference(config):
     import torch
 
     parts = {"vae": vae_reference(config["vae"]), "transformer": dit_reference(config["transformer"])}
+    parts["text_encoder"] = text_reference(config["text_encoder"])
     if config["boundary"]:
         parts["transformer_2"] = dit_reference(config["transformer"])
     if config["image_encoder"]:
@@ -120,7 +129,7 @@ def pipeline_outputs(module, config, inputs):
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=config["flow_shift"]
     )
-    parts = {"tokenizer": None, "text_encoder": None, "scheduler": scheduler, "boundary_ratio": config["boundary"]}
+    parts = {"tokenizer": None, "scheduler": scheduler, "boundary_ratio": config["boundary"]}
     given, (first_picture, last_picture) = {}, (Image.fromarray(picture) for picture in inputs["pictures"])
     if config["pipeline"] == "WanImageToVideoPipeline":
         given = {"image": first_picture}
@@ -137,7 +146,8 @@ def pipeline_outputs(module, config, inputs):
         parts["expand_timesteps"] = config["expand_timesteps"]
     pipeline = getattr(diffusers, config["pipeline"])(**dict(module.items()), **parts)
     pipeline.set_progress_bar_config(disable=True)
-    rows = torch.nn.functional.pad(torch.from_numpy(inputs["rows"]), (0, 0, 0, TEXT_ROWS - inputs["rows"].shape[1]))
+    rows = text_outputs(module["text_encoder"], config["text_encoder"], inputs)["rows"]
+    rows = torch.nn.functional.pad(torch.from_numpy(rows), (0, 0, 0, TEXT_ROWS - rows.shape[1]))
     second = {"guidance_scale_2": config["guidance_2"]} if config["boundary"] else {}
     frames = pipeline(
         prompt_embeds=rows[:1], negative_prompt_embeds=rows[1:], height=config["size"][0], width=config["size"][1],
@@ -168,6 +178,8 @@ STAGES: dict[str, Stage] = {
     "vae_residual": Stage(lambda rng: vae_config(rng, residual=True), vae_inputs, vae_reference, vae_outputs),
     **{name: _dit(name) for name in ("block", "t2v", "i2v", "flf2v", "i2v_a14b", "ti2v", "vace")},
     "given": Stage(lambda _: {}, given_inputs, lambda _: None, given_outputs),
+    "lora": Stage(lambda rng: dit_config(rng, "t2v"), lora_inputs, dit_reference, lora_outputs),
+    "scheduler": Stage(scheduler_config, scheduler_inputs, lambda _: None, scheduler_outputs),
     **{f"pipeline_{name}": _pipeline(name) for name in PIPELINES},
 }
 

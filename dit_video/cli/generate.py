@@ -12,6 +12,9 @@ examples:
   dit-video generate "a red circle moves right"
   dit-video generate "a blue star spins" --seconds 4 --aspect 9:16 --output star.mp4
   dit-video generate "the star moves left" --image star.png --seed 7
+  dit-video generate "a fox in the snow" --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --weights bfloat16
+  dit-video generate "she turns" --model models/wan_i2v --image her.png --lora style.safetensors=0.8 --offload
+  dit-video generate "a cat" --model models/vace --video room.mp4 --mask chair.png --reference cat.png
 
 Without --output the file is outputs/<time>_<prompt>_s<seed>.mp4. The suffix chooses the format: .mp4, .gif, .webp, or
 .png for a sheet of the frames. NAME.json beside it says how the clip was made.
@@ -31,10 +34,13 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument("--extend", metavar="CLIP", help="go on from a video; lengths count from its last frame")
     what.add_argument("--before", action="store_true", help="with --extend: lead up to it instead, to its first frame")
     what.add_argument("--loop", action="store_true", help="the end goes over into the beginning; 4k frames")
-    what.add_argument("--video", metavar="CLIP", help="footage to work on, with one of the next three")
+    what.add_argument("--video", metavar="CLIP", help="footage to work on, with one of the next three; or, with VACE "
+                      "models, alone: footage to be led by (depth, pose, edges)")  # fmt: skip
     what.add_argument("--mask", metavar="PATH", help="a video or picture: white is made new, black stays")
     what.add_argument("--strength", type=float, metavar="X", help="how much is made new: 0 nothing .. 1 all")
     what.add_argument("--interpolate", type=int, metavar="N", help="N times as many frames: those between are made")
+    what.add_argument("--reference", action="append", metavar="PATH",
+                      help="a picture of what is to be seen, for VACE models; repeatable")  # fmt: skip
     what.add_argument("--num_videos_per_prompt", type=int, default=1, metavar="N", help="clips of each prompt")
     size = parser.add_argument_group("length and size (defaults: the model's)")
     size.add_argument("--num_frames", type=int, metavar="N", help="4k+1: 1, 5, 9, ... 17, ...; 1 is a still")
@@ -68,6 +74,9 @@ def add_parser(subparsers: Any) -> None:
     how.add_argument("--seed", type=int, metavar="N", help="same seed, same clip (default: drawn, and printed)")
     how.add_argument("--num_inference_steps", type=int, metavar="N")
     how.add_argument("--guidance_scale", type=float, metavar="X", help="1 switches guidance off: twice as fast")
+    how.add_argument("--guidance_scale_2", type=float, metavar="X",
+                     help="of the second of two denoisers (Wan 2.2 A14B; default: the first's)")  # fmt: skip
+    how.add_argument("--conditioning_scale", type=float, metavar="X", help="how much VACE's control counts (default 1)")
     how.add_argument("--solver", metavar="NAME", help="unipc, dpmpp_2m, heun or euler")
     how.add_argument("--shift", type=float, metavar="X", help="above 1: more of the steps near noise")
     how.add_argument("--lora", action="append", default=[], metavar="PATH[=STRENGTH]",
@@ -145,7 +154,8 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
         args.model, dtype=args.dtype, progress=not args.quiet, keep=args.weights, offload=args.offload, lora=args.lora
     )
     names = {"negative_prompt", "image", "num_frames", "height", "width", "fps", "seed", "num_inference_steps",
-             "guidance_scale", "prompt_at", *OPTIONS} - {"keyframes", "num_videos_per_prompt"}  # fmt: skip
+             "guidance_scale", "guidance_scale_2", "prompt_at", *OPTIONS}  # fmt: skip
+    names -= {"keyframes", "num_videos_per_prompt"}
     asked = {name: getattr(args, name) for name in names}
     request = resolve(pipe.model, prompts, keyframes=keyframes(args.keyframe), memory=pipe.memory, **asked)
     paths = output_paths(args.output, prompts, request.seed, args.force)
@@ -192,7 +202,7 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
 
     from dit_video.generate.clip import check_free, save_latents
     from dit_video.generate.preview import preview
-    from dit_video.generate.sampler import Unfinished
+    from dit_video.generate.unfinished import Unfinished
 
     shown = preview(paths[0], args.preview_every) if args.preview_every is not None else None
     done: list[Path] = []

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from dit_video.generate.mode import wanted
     from dit_video.generate.pipeline import VideoPipeline
     from dit_video.generate.request import resolve
 
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         for image in (None, picture) if args.with_image else (None,):
             about = {"shape": f"{frames}x{height}x{width}", "tokens": prompts[prompt], "image": image is not None}
             size = {"num_frames": frames, "height": height, "width": width, "image": image}
+            size |= dict.fromkeys(wanted(pipe.model), picture)
             requests.append((about, resolve(pipe.model, [prompt] * args.batch, **size, **how)))
     done = []
     for about, request in requests:

@@ -1,21 +1,16 @@
 """Two denoisers in one run: one for the times near noise, the other for those near data (Wan 2.2 A14B)."""
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from dit_video.diffusion.guidance import Velocity
+from dit_video.diffusion.schedule import Instant
 
 
-def by_time(high: Velocity, low: Velocity, boundary: float) -> Velocity:
-    """`high` at model times from `boundary` up, `low` below it; only one of them is evaluated.
+def is_second(now: Instant, boundary: float | None) -> bool:
+    """Whether the step that begins at `now` is the second denoiser's: below the `boundary` of the model's time. None:
+    there is one denoiser.
 
-    Guidance goes inside, because each has its own scale: `by_time(guided(a, 4.0), guided(b, 3.0), 0.875)`. Both must
-    keep the same memory. Both sets of weights have to be there; who cannot hold them asks the schedule which steps are
-    whose and goes by that. Reference: `boundary_ratio` of `WanPipeline`.
+    Said on the host, so that a step is one program for both, given the weights, the prompt and the scale of guidance of
+    the one whose step it is; the other's weights need not be on the device. Reference: `boundary_ratio` of
+    `WanPipeline`.
     """
-
-    def velocity(x, t, memory):
-        now = jnp.max(t.values)  # all clips of a sampling run share their time; known positions have zero
-        return jax.lax.cond(now >= boundary, high, low, x, t, memory)
-
-    return velocity
+    return boundary is not None and bool(now.model < np.float32(boundary))

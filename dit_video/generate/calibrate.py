@@ -1,6 +1,7 @@
 """Measures how a model's velocity changes along the way, for step caching."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,17 +11,16 @@ from dit_video.diffusion.schedule import Schedule
 
 if TYPE_CHECKING:
     from dit_video.generate.pipeline import VideoPipeline
+    from dit_video.generate.request import Request
 
 STEPS = 32
 
 
-def calibrate(pipe: "VideoPipeline", prompts: Sequence[str], steps: int = STEPS) -> Curve:
-    """The curve of a model, from one clip of its usual size a prompt. `weights.model.Defaults.cache` keeps its rows."""
-    from dit_video.generate.request import resolve
-
+def calibrate(pipe: "VideoPipeline", requests: "Sequence[Request]", steps: int = STEPS) -> Curve:
+    """The curve of a model, from the first clip of each request. `weights.model.Defaults.cache` keeps its rows."""
     runs = []
-    for seed, prompt in enumerate(prompts):
-        request = resolve(pipe.model, prompt, seed=seed, num_inference_steps=steps, solver="euler")
+    for asked in requests:
+        request = replace(asked, prompts=asked.prompts[:1], num_inference_steps=steps, solver="euler", cache="off")
         flow = Schedule(steps, request.shift, "euler").instants().flow
         times: list[float] = []
         velocities: list[Any] = []

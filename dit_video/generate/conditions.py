@@ -1,15 +1,16 @@
 """What a clip is given beside its prompt: pictures, footage, masks. Checked, and brought to the clip's size and rate.
 
-All of it becomes the same thing: latents at time zero. A first frame is slot 0; a picture elsewhere is encoded alone
-and joins as tokens at the rotary time of its frame, frame / 4; footage before the clip stands in front; under a mask,
-the positions whose pixels are all kept are known. (`sampler` does that.)
+For a model with a time per token all of it becomes the same thing: latents at time zero. A first frame is slot 0; a
+picture elsewhere is encoded alone and joins as tokens at the rotary time of its frame, frame / 4; footage before the
+clip stands in front; under a mask, the positions whose pixels are all kept are known. (`sampler` does that.) Other
+models are given a video with what is known in it, beside the noise or for a control branch (`encoded` makes it).
 
 `before` makes what comes before given footage: its first frame is the last picture of the new clip, and dropped there.
 The motion at that seam is the prompt's: a picture does not say how fast things are.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,26 @@ from jaxtyping import Bool, UInt8
 
 from dit_video.core.errors import BadInput
 from dit_video.generate.footage import Footage, open_footage
-from dit_video.generate.mode import abilities
+from dit_video.generate.mode import abilities, wanted
 from dit_video.generate.picture import Resize, fit_image, load_image
 
 if TYPE_CHECKING:
     from dit_video.weights.model import Model
 
 HISTORY = 5  # latent slots of footage that a clip goes on from; the decoder warms up on them
-# flag -> what it asks of a model, and in words
+# flag -> abilities of which it asks one, and in words
 NEEDS = {
-    "image": ("first", "start from a picture"),
-    "last_image": ("picture", "end on a picture"),
-    "keyframe": ("picture", "show a picture on the way"),
-    "before": ("picture", "lead up to footage"),
-    "interpolate": ("picture", "fill in frames"),
-    "extend": ("tail", "go on from footage"),
-    "mask": ("mask", "fill in a part of the picture"),
+    "image": ({"first"}, "start from a picture"),
+    "last_image": ({"picture", "last"}, "end on a picture"),
+    "keyframe": ({"picture"}, "show a picture on the way"),
+    "before": ({"picture"}, "lead up to footage"),
+    "interpolate": ({"picture"}, "fill in frames"),
+    "extend": ({"tail"}, "go on from footage"),
+    "mask": ({"mask"}, "fill in a part of the picture"),
+    "reference": ({"reference"}, "look at a picture of what is to be seen"),
+    "video": ({"control"}, "be led by footage"),
+    "loop": ({"free"}, "make a loop"),
+    "video --strength": ({"free"}, "begin on footage"),
 }
 
 
@@ -51,6 +56,7 @@ class Asked:
     mask: str | os.PathLike[str] | None = None
     strength: float | None = None
     interpolate: int | None = None
+    reference: Sequence[Any] | None = None
 
     def check(self, model: "Model") -> None:
         """What goes together, and what the model can. Raises BadInput, which says what it can."""
@@ -62,7 +68,8 @@ class Asked:
             raise BadInput("--before says on which side of the footage of --extend to go on. Give --extend CLIP.")
         if uses and self.video is None:
             raise BadInput(f"{uses[0]} says what to do with --video. Give --video CLIP.")
-        if self.video is not None and not uses:
+        can = abilities(model)
+        if self.video is not None and not uses and "control" not in can:
             raise BadInput(
                 "--video says what to start from. Say what to do: --mask MASK, --strength X or --interpolate N."
             )
@@ -81,15 +88,18 @@ class Asked:
             )
         if self.interpolate is not None and self.interpolate < 2:
             raise BadInput(f"interpolate={self.interpolate} must be at least 2: so many times as many frames.")
-        can = abilities(model)
         asked = {name: getattr(self, name) is not None for name in ("image", "last_image", "interpolate", "mask")}
-        asked["keyframe"] = bool(self.keyframes)
-        asked["before" if self.before else "extend"] = self.extend is not None
-        for flag, wanted in asked.items():
-            if wanted and NEEDS[flag][0] not in can:
-                able = [f"--{name}" for name, (need, _) in NEEDS.items() if need in can]
-                able += ["--loop", "--video --strength"]
+        asked |= {"keyframe": self.keyframes, "reference": self.reference, "loop": self.loop}
+        asked |= {"before" if self.before else "extend": self.extend, "video --strength": self.strength}
+        for flag, given in asked.items():
+            if given and not NEEDS[flag][0] & can:
+                able = [f"--{name}" for name, (need, _) in NEEDS.items() if need & can]
                 raise BadInput(f"--{flag}: this model cannot {NEEDS[flag][1]}. It can: {', '.join(able)}.")
+        if missing := [name for name in wanted(model) if getattr(self, name) is None]:
+            raise BadInput(
+                f"this model makes clips that {' and '.join(NEEDS[name][1] for name in wanted(model))}. "
+                f"Give {' and '.join(f'--{name} PATH' for name in missing)}."
+            )
 
     def open(self, fps: float) -> Footage | None:
         """The footage at the clip's rate. With --interpolate every frame of the file counts."""
@@ -112,15 +122,11 @@ class Conditions:
     opening: UInt8[np.ndarray, "H W 3"] | None = None  # the first frame of all footage before: the sink
     since: int = 0  # frames from it to frame 0
     loop: bool = False
+    references: tuple[UInt8[np.ndarray, "H W 3"], ...] = ()
     lead: Footage | None = None  # footage that the file begins with
     follow: Footage | None = None  # footage that the file ends with
     drop: int = 0  # frames at the clip's end that `follow` shows
     sources: tuple[dict[str, Any], ...] = ()  # what was given, for the metadata
-
-    @property
-    def latent(self) -> bool:
-        """Whether something is to be encoded."""
-        return bool(self.pictures) or self.video is not None or self.history is not None
 
 
 def gather(
@@ -136,16 +142,18 @@ def gather(
 ) -> Conditions:
     """Reads what was asked for. Raises BadInput for a keyframe beyond the clip, another size of mask, short footage."""
     pictures, sources = _pictures(asked, frames, height, width, resize)
+    references, more = _references(asked.reference or (), height, width)
+    sources += more
     if footage is None:
-        return Conditions(pictures=pictures, loop=asked.loop, sources=sources)
+        return Conditions(pictures=pictures, loop=asked.loop, references=references, sources=sources)
     about = footage.about
     footage = footage.fitted(height, width, resize)
     if (about["height"], about["width"]) != (height, width):
         notes.say(f"{about['width']}x{about['height']} footage is brought to {width}x{height} ({resize}).")
-    sources = (footage.about | {"used": len(footage)},)
+    sources = (footage.about | {"used": len(footage)}, *more)
     if asked.extend is not None and asked.before:
         last = (frames - 1, next(footage.frames(0, 1)))
-        return Conditions(pictures=(last,), follow=footage, drop=1, sources=sources)
+        return Conditions(pictures=(last,), references=references, follow=footage, drop=1, sources=sources)
     if asked.extend is not None:
         usable = min((len(footage) - 1) // stride * stride + 1, 1 + (HISTORY - 1) * stride)
         tail = footage.read(len(footage) - usable)
@@ -155,7 +163,8 @@ def gather(
         return Conditions(history=tail, opening=opening, since=len(footage) - 1, lead=footage, sources=sources)
     if asked.interpolate is not None:
         shown = enumerate(footage.frames(0, (frames - 1) // asked.interpolate + 1))
-        return Conditions(pictures=tuple((asked.interpolate * i, frame) for i, frame in shown), sources=sources)
+        between = tuple((asked.interpolate * i, frame) for i, frame in shown)
+        return Conditions(pictures=between, references=references, sources=sources)
     if len(footage) < frames:
         raise BadInput(
             f"--video has {len(footage)} frames at this rate, the clip {frames}. Use --num_frames up to that."
@@ -164,7 +173,9 @@ def gather(
     if asked.mask is not None:
         keep, more = _mask(asked.mask, about, frames, fps, footage, resize)
         sources += (more,)
-    return Conditions(video=footage.read(0, frames), keep=keep, strength=asked.strength or 1.0, sources=sources)
+    return Conditions(
+        video=footage.read(0, frames), keep=keep, strength=asked.strength or 1.0, references=references, sources=sources
+    )
 
 
 def _pictures(asked: Asked, frames: int, height: int, width: int, resize: Resize) -> tuple[tuple, tuple]:
@@ -184,6 +195,13 @@ def _pictures(asked: Asked, frames: int, height: int, width: int, resize: Resize
         pictures.append((frame, fit_image(pixels, height, width, resize)))
         sources.append({"frame": frame} | source | {"resize": resize})
     return tuple(pictures), tuple(sources)
+
+
+def _references(pictures: Sequence[Any], height: int, width: int) -> tuple[tuple, tuple]:
+    """Pictures of what is to be seen, whole, on white: as the reference implementation of VACE fits them."""
+    loaded = [load_image(picture) for picture in pictures]
+    fitted = tuple(fit_image(pixels, height, width, "pad", "white") for pixels, _ in loaded)
+    return fitted, tuple({"reference": source.pop("image")} | source for _, source in loaded)
 
 
 def _mask(

@@ -16,7 +16,7 @@ from dit_video.core.log import Progress
 from dit_video.data.video import VideoWriter
 from dit_video.generate.clip import check_free, save_latents, write_json
 from dit_video.generate.decode import Strip, Tiles, decode_frames
-from dit_video.generate.sampler import Unfinished, unfinished
+from dit_video.generate.unfinished import Unfinished, unfinished
 
 if TYPE_CHECKING:
     from dit_video.generate.pipeline import VideoPipeline

@@ -36,8 +36,43 @@ class Plan:
 
 
 def abilities(model: "Model") -> frozenset[str]:
-    """What may be known of a clip that this model makes. A model without a time per token takes nothing this way."""
-    return frozenset(model.defaults.conditions if model.expand_timesteps else ())
+    """What this model can be given of a clip, by its structure.
+
+    With a time per token: what it was trained with (`Defaults.conditions`), as known latents. With further channels
+    beside the noise: the first frame, and the last where that was trained, or where nothing is in its way (a model that
+    looks at one picture's tokens has no place for another's). With a control branch: whatever can stand in its video,
+    and pictures to refer to. "free" are those that are given nothing for all of a clip: their noise may begin anywhere
+    and their clips be made piece by piece.
+    """
+    dit = model.dit
+    if dit.vace_layers:
+        return frozenset({"first", "picture", "mask", "control", "reference"})
+    if beside_noise(model):
+        return frozenset({"first"} if dit.image_dim and not dit.image_len else {"first", "last"})
+    return frozenset({"free", *(model.defaults.conditions if model.expand_timesteps else ())})
+
+
+def beside_noise(model: "Model") -> bool:
+    """Whether the model takes given frames as channels beside the noise. Raises BadInput for channels of other kinds
+    and for two denoisers of different sizes, which are not run here."""
+    dit, vae = model.dit, model.vae
+    if model.dit_2 not in (None, dit):
+        raise BadInput(
+            f"{model.name}: its two denoisers differ in size. Models like Wan 2.2 A14B are run, with equal ones."
+        )
+    if dit.in_channels not in (vae.z, 2 * vae.z + vae.stride):
+        raise BadInput(
+            f"{model.name}: it takes {dit.in_channels} channels, its VAE has {vae.z}. Models are run that take the "
+            f"noise ({vae.z}), or that with a mask and given frames ({2 * vae.z + vae.stride}). Import and export work."
+        )
+    return dit.in_channels != vae.z
+
+
+def wanted(model: "Model") -> tuple[str, ...]:
+    """Flags without which the model makes no clip."""
+    if not beside_noise(model):
+        return ()
+    return ("image", "last_image") if model.dit.image_len else ("image",)
 
 
 def slots_of(frames: int, stride: int) -> int:
@@ -83,10 +118,14 @@ def choose(
     said = f"{slots} latent frames, {need / 2**20:,.0f} MiB a pass"
     room = "" if memory is None else f", {memory / 2**20:,.0f} MiB free"
 
+    if asked in ("window", "extend") and "free" not in can:
+        raise BadInput(f"--long {asked}: this model is given a picture or control for all of a clip. Use single.")
     if asked == "extend" and "tail" not in can:
         raise BadInput("--long extend: this model was not trained to go on from a tail. Use window or single.")
     if asked != "auto":
         mode, why = asked, f"asked for ({said}{room})"
+    elif "free" not in can:
+        mode, why = "single", f"the model is given a picture or control for all of a clip ({said}{room})"
     elif fits and slots <= trained:
         mode, why = "single", f"no longer than in training ({said}{room})"
     elif fits and slots <= FREE * trained and "tail" not in can:

@@ -39,8 +39,10 @@ def load_image(image: Any) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
     return image, source
 
 
-def fit_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int, resize: Resize) -> UInt8[np.ndarray, "H W 3"]:
-    """The image at the clip's size: `crop` what sticks out (centred), `pad` with black, or `stretch`."""
+def fit_image(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, resize: Resize, ground: str = "black"
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The image at the clip's size: `crop` what sticks out (centred), `pad` with the `ground` colour, or `stretch`."""
     from PIL import Image, ImageOps
 
     if resize not in RESIZES:
@@ -51,7 +53,7 @@ def fit_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int, resize
     if resize == "crop":
         picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     elif resize == "pad":
-        picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=(0, 0, 0))
+        picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)
     else:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(picture)

@@ -4,14 +4,12 @@ pipe = VideoPipeline.from_pretrained()
 pipe("a red circle moves right", seed=7).save("circle.mp4")
 """
 
-import hashlib
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -23,59 +21,31 @@ from dit_video import __version__
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.log import Progress, log
 from dit_video.core.mesh import MeshShape, Rules, make_mesh, shardings
+from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
 from dit_video.generate.calibrate import calibrate
 from dit_video.generate.clip import Clip, frames_sha256
 from dit_video.generate.decode import Strip, piece_bytes, tiles_for
 from dit_video.generate.encoded import encode
 from dit_video.generate.film import Film
+from dit_video.generate.held import Held, weights_hash
 from dit_video.generate.memory import free_memory
-from dit_video.generate.mode import Plan
+from dit_video.generate.mode import Plan, abilities, wanted
+from dit_video.generate.output import Output, OutputType
 from dit_video.generate.programs import Programs, programs
 from dit_video.generate.request import OPTIONS, Request, resolve
-from dit_video.generate.sampler import Sampler, Unfinished, unfinished
+from dit_video.generate.sampler import Sampler
 from dit_video.generate.shots import WARM_UP
+from dit_video.generate.unfinished import Unfinished, unfinished
+from dit_video.models.dit import DiTConfig
 from dit_video.weights.place import place
 
 if TYPE_CHECKING:
     from dit_video.weights.model import Model
 
-OutputType = Literal["uint8", "np", "latent"]
 MORE = frozenset(OPTIONS)
 AT_ONCE = 16  # clips in one batch; more are made in equal parts
 STREAM_FROM = 17  # latent slots from which frames are decoded in pieces, in bounded memory
-
-
-@dataclass(frozen=True)
-class Output:
-    """Clips in the order of the prompts."""
-
-    clips: list[Clip]
-    seed: int
-    output_type: OutputType = "uint8"
-
-    @property
-    def frames(self) -> list[np.ndarray]:
-        """One array a clip: uint8 (T, H, W, 3); float32 in [0, 1] for "np"; normalised latents (t, h, w, z) for
-        "latent"."""
-        if self.output_type == "latent":
-            return [clip.latents for clip in self.clips]
-        if self.output_type == "np":
-            return [clip.frames.astype(np.float32) / 255 for clip in self.clips]
-        return [clip.frames for clip in self.clips]
-
-    @property
-    def metadata(self) -> list[dict[str, Any]]:
-        """One dict a clip."""
-        return [clip.metadata for clip in self.clips]
-
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
-        """Writes the clip to `path`; several to NAME_0, NAME_1, ... Each with its JSON beside it."""
-        if self.output_type == "latent":
-            raise BadInput('output_type="latent" has no frames to save. Leave it out.')
-        path = Path(path)
-        paths = [path] if len(self.clips) == 1 else [path.with_stem(f"{path.stem}_{i}") for i in range(len(self.clips))]
-        return [clip.save(p, force=force) for clip, p in zip(self.clips, paths, strict=True)]
 
 
 class VideoPipeline:
@@ -95,7 +65,7 @@ class VideoPipeline:
         float32. `keep`: what matrices are kept as (float32, bfloat16, int8); None: as they are computed with.
         `offload`: those of layers stay in the host's memory. With a mesh, weights lie as their logical axes say and the
         batch is split."""
-        check_variant(model)
+        abilities(model)  # raises for a structure that is not run
         self.mesh = make_mesh(mesh) if isinstance(mesh, MeshShape) else mesh
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         self.dtype = choose_dtype(dtype, device.platform)
@@ -105,10 +75,14 @@ class VideoPipeline:
             dit=replace(model.dit, dtype=self.dtype, remat="none"),
             vae=replace(model.vae, dtype=self.dtype, conv=conv),
             text=replace(model.text, dtype=self.dtype),
+            image=model.image and replace(model.image, dtype=self.dtype),
         )
+        self.model = replace(self.model, dit_2=model.dit_2 and self.model.dit)
         self.rules, self.show = rules, progress
-        self.programs: Programs = programs(self.model.dit, self.model.vae, self.model.text, self.mesh, rules)
-        self.params = self._place(model.params, keep or self.dtype, offload)
+        self.programs = self._programs(self.model.dit)
+        keep = keep or self.dtype
+        number, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self._free
+        self.params = Held(model.params, lambda part: self._place(part, keep, offload), number, free)
         self.load_seconds = 0.0
         self._hash, self._curve = model.digest, None
 
@@ -124,7 +98,8 @@ class VideoPipeline:
         lora: Sequence[str] = (),
     ) -> "VideoPipeline":
         """From a diffusers folder, a run folder or a name; None takes the weights on board. `lora`: adapters to merge,
-        each PATH or PATH=STRENGTH. Weights go from their files to the devices an array at a time.
+        each PATH or PATH=STRENGTH. Weights go from their files to the devices an array at a time; those of a large
+        model when they are first used.
 
         Raises MissingError for a model that is not there and BadInput for one that does not fit together.
         """
@@ -138,15 +113,19 @@ class VideoPipeline:
 
     @property
     def memory(self) -> int | None:
-        """Bytes that are free where this pipeline computes."""
+        """Bytes that are free where this pipeline computes, when its weights are there."""
+        free = self._free()
+        return None if free is None else max(0, free - self.params.to_come)
+
+    def _free(self) -> int | None:
         return free_memory(None if self.mesh is None else self.mesh.devices.flat[0])
+
+    def _programs(self, dit: DiTConfig) -> Programs:
+        return programs(dit, self.model.vae, self.model.text, self.mesh, self.rules, self.model.image)
 
     def programs_for(self, plan: Plan) -> Programs:
         """The programs of a plan: others than the usual where it stretches positions."""
-        if plan.stretch is None:
-            return self.programs
-        dit = replace(self.model.dit, stretch=plan.stretch)
-        return programs(dit, self.model.vae, self.model.text, self.mesh, self.rules)
+        return self.programs if plan.stretch is None else self._programs(replace(self.model.dit, stretch=plan.stretch))
 
     def curve(self, request: Request) -> Curve:
         """How the velocity changes along the way: as the model says, or measured now, once."""
@@ -155,7 +134,8 @@ class VideoPipeline:
             return Curve(*(tuple(column) for column in zip(*rows, strict=True)))
         if self._curve is None:
             log.info("this model's cache was never measured: measuring it on this prompt")
-            self._curve = calibrate(self, request.prompts[:1])
+            plain = request if wanted(self.model) else resolve(self.model, request.prompts[0], seed=request.seed)
+            self._curve = calibrate(self, [plain])
         return self._curve
 
     @property
@@ -176,6 +156,7 @@ class VideoPipeline:
         fps: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
         seed: int | None = None,
         latents: Float[np.ndarray, "B t h w z"] | None = None,
         prompt_at: Sequence[tuple[float, str]] | None = None,
@@ -185,7 +166,9 @@ class VideoPipeline:
     ) -> Output:
         """Makes one clip a prompt. What is left out takes the model's defaults.
 
-        `image` (a path, a PIL image, or uint8 (H, W, 3)) becomes the first frame. `latents` is starting noise, float32.
+        `image` (a path, a PIL image, or uint8 (H, W, 3)) becomes the first frame. `latents` is starting noise, float32;
+        with n pictures in `reference`, n slots more in front. `guidance_scale_2` is the second denoiser's, where there
+        are two; left out, it is `guidance_scale`.
         `prompt_at`: [(seconds, prompt), ...], what is to be seen from then on.
         `callback_on_step_end(pipe, step, t, {"latents": x, "data": d})` is called after each step with t in 0..1000 and
         d what x is on the way to; it may return {"latents": ...} to go on from or {"stop": True}, and may raise.
@@ -201,8 +184,8 @@ class VideoPipeline:
             raise BadInput(f"unknown argument {', '.join(unknown)}. Besides the named ones: {', '.join(sorted(MORE))}.")
         request = resolve(
             self.model, prompt, negative_prompt=negative_prompt, image=image, num_frames=num_frames, height=height,
-            width=width, fps=fps, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, seed=seed,
-            prompt_at=prompt_at, memory=self.memory, **more,
+            width=width, fps=fps, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            guidance_scale_2=guidance_scale_2, seed=seed, prompt_at=prompt_at, memory=self.memory, **more,
         )  # fmt: skip
         return self.run(request, latents=latents, callback=callback_on_step_end, output_type=output_type)
 
@@ -214,8 +197,8 @@ class VideoPipeline:
         output_type: OutputType = "uint8",
     ) -> Output:
         """Makes the clips of a checked request."""
-        shape = self.model.vae.latent_shape(request.num_frames, request.height, request.width)
-        count = len(request.prompts)
+        slots, *size = self.model.vae.latent_shape(request.num_frames, request.height, request.width)
+        count, shape = len(request.prompts), (slots + len(request.given.references), *size)
         if latents is not None and (tuple(latents.shape) != (count, *shape) or latents.dtype != np.float32):
             raise BadInput(f"latents must be float32 {(count, *shape)}, got {latents.dtype} {tuple(latents.shape)}.")
         (shot, *more) = request.shots(self.model.vae.stride)
@@ -223,8 +206,8 @@ class VideoPipeline:
             raise BadInput(
                 'latents go with clips of one pass. Give a seed, or long="single" without changes of prompt.'
             )
-        progress = Progress(self.show)
-        parts = -(-count // AT_ONCE) if self.whole(request) else count
+        progress, whole = Progress(self.show), self.whole(request)
+        parts = -(-count // AT_ONCE) if whole else count
         size = -(-count // parts)
         clips: list[Clip] = []
         for first in range(0, count, size):
@@ -233,7 +216,7 @@ class VideoPipeline:
             noise = None if latents is None else latents[which]
             film = None
             try:
-                if self.whole(request):
+                if whole:
                     made, frames = self._whole(request, which, noise, callback, progress, output_type != "latent")
                 else:
                     film = self.film(request, which[0], noise, callback, progress)
@@ -304,14 +287,26 @@ class VideoPipeline:
 
     def _sampler(self, request: Request, which: list[int], noise: Any, callback: Any, progress: Progress) -> Sampler:
         """A sampler with its conditions encoded and its cache planned."""
-        sampler = Sampler(self, request, which, progress, callback, noise)
         how = caching_named(request.cache)
+        curve = None if how is None else self.curve(request)
+        with progress.phase("compile"), self.programs.on_mesh():
+            encoded = encode(self, request)
+        sampler = Sampler(self, request, which, encoded, progress, callback, noise)
         if how is not None:
-            sampler.reuse = reuses(self.curve(request), sampler.schedule.instants().flow[:-1], how)
-        if request.given.latent:
-            with progress.phase("compile"), self.programs.on_mesh():
-                sampler.encoded = encode(self.programs, self.params["vae"], self.model, request.given)
+            sampler.reuse = reuses(curve, sampler.schedule.instants().flow[:-1], how)
         return sampler
+
+    def read(self, texts: Sequence[str], progress: Progress) -> Text:
+        """Encoded prompts, on the host. Each text is encoded once; then a large encoder is let go."""
+        different = [*dict.fromkeys(texts)]
+        tokens = self.model.tokenizer.encode(different, max_length=self.model.dit.text_len)
+        weights = self.params["text"]
+        with progress.phase("compile"), self.programs.on_mesh():
+            ready = self.programs.prepare({"read": ((), self.programs.read, (weights, tokens.ids, tokens.length))})
+            text = ready["read"](weights, self.spread(tokens.ids), self.spread(tokens.length))
+        self.params.let_go("text")
+        places = [different.index(one) for one in texts]
+        return Text(*(np.asarray(array)[places] for array in text))
 
     def _decode(self, latents: np.ndarray, request: Request, progress: Progress) -> np.ndarray:
         """Pixels uint8 (B, T, H, W, 3). Raises Unfinished, which carries the latents."""
@@ -355,14 +350,16 @@ class VideoPipeline:
 
     def seconds(self, progress: Progress) -> dict[str, float]:
         """Of each phase."""
-        names = ("compile", "denoise", "decode")
-        return {"load": round(self.load_seconds, 3)} | {n: round(progress.seconds.get(n, 0.0), 3) for n in names}
+        spent = {"load": self.load_seconds + self.params.seconds}
+        spent |= {name: progress.seconds.get(name, 0.0) for name in ("compile", "denoise", "decode")}
+        return {name: round(seconds, 3) for name, seconds in spent.items()}
 
-    def _place(self, weights: Any, keep: str, offload: bool) -> Any:
-        """Weights on the device, or spread over the mesh as their logical axes say."""
-        if self.mesh is None:
-            return place(weights, None, keep, offload)
-        spread = {name: shardings(self.programs.abstract[name][1], self.mesh, self.rules) for name in weights}
+    def _place(self, part: str, keep: str, offload: bool) -> Any:
+        """Weights of a part on the device, or spread over the mesh as their logical axes say."""
+        weights, spread = self.model.params[part], None
+        if self.mesh is not None:
+            alike = "dit" if part == "dit_2" else part
+            spread = shardings(self.programs.abstract[alike][1], self.mesh, self.rules)
         return place(weights, spread, keep, offload)
 
     def spread(self, batch: np.ndarray) -> Any:
@@ -376,37 +373,8 @@ class VideoPipeline:
 
     def blame(self) -> str:
         """Which weights are not finite, if any: a sentence for a message."""
-        broken = [name for name, tree in self.params.items() if not weights_finite(tree)]
+        broken = self.params.broken()
         return f" The weights of {' and '.join(broken)} hold NaN or infinity." if broken else ""
-
-
-def check_variant(model: "Model") -> None:
-    """Raises `BadInput` for models that are read, written and adapted here, but that clips are not made with."""
-    dit, why = model.dit, None
-    if model.dit_2 is not None:
-        why = "it has two denoisers, one for each end of the noise"
-    elif dit.vace_layers:
-        why = "it has a control branch (VACE)"
-    elif dit.in_channels != dit.out_channels:
-        why = f"it takes {dit.in_channels} channels for {dit.out_channels}: a picture beside the noise"
-    if why is not None:
-        raise BadInput(
-            f"{model.name}: {why}. Clips are not made with such a model yet; import, export and LoRA work. "
-            "Text-to-video models and Wan 2.2 TI2V 5B are run."
-        )
-
-
-def weights_finite(weights: Any) -> bool:
-    return all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(weights))
-
-
-def weights_hash(weights: Any) -> str:
-    """Twelve hex digits of all arrays with their names, in the order of names."""
-    total = hashlib.sha256()
-    for path, leaf in sorted(jax.tree.leaves_with_path(weights), key=lambda item: jax.tree_util.keystr(item[0])):
-        total.update(jax.tree_util.keystr(path).encode())
-        total.update(np.ascontiguousarray(leaf))
-    return total.hexdigest()[:12]
 
 
 def choose_dtype(dtype: str | None, platform: str) -> str:

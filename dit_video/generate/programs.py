@@ -1,10 +1,11 @@
 """What is compiled: a model as pure functions of weights and arrays. Four programs make a video.
 
-`begin` (prompt to keys and values, noise to the first carry), `advance` (one step with guidance, its times as
-arguments, so any number of steps and any scale is one program), `decode` (latents to pixels), and with an image
-`encode`. A clip that is longer than a pass of the denoiser takes `velocity` (of one window) and `finish` (the solver's
-part of a step, piece by piece) in place of `advance`, and `decode_piece`. They are compiled ahead, at the same time,
-and kept for every pipeline with the same sizes.
+`read` (a prompt to the text encoder's rows), `context` (those to the denoiser's keys and values), `advance` (one step
+with guidance, its times as arguments, so any number of steps and any scale is one program, and either of two denoisers'
+weights), `decode` (latents to pixels); with a picture `encode`, and `see` where the model has an encoder of pictures. A
+clip that is longer than a pass of the denoiser takes `velocity` (of one window) and `finish` (the solver's part of a
+step, piece by piece) in place of `advance`, and `decode_piece`. They are compiled ahead, those of a pass at the same
+time, and kept for every pipeline with the same sizes.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,15 +22,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dit_video.core.mesh import Rules
-from dit_video.core.types import Extra, Latent, Time
+from dit_video.core.types import Extra, Latent, Text, Time
 from dit_video.diffusion.cache import Reuse, cached
 from dit_video.diffusion.flow import Output, VelocityOutput
 from dit_video.diffusion.guidance import Velocity, guided, in_one_batch
 from dit_video.diffusion.known import known
-from dit_video.diffusion.sample import at_moment, start, step_function
+from dit_video.diffusion.sample import at_moment, step_function
 from dit_video.diffusion.schedule import Instant
 from dit_video.diffusion.solvers import Carry, Solver
-from dit_video.models.dit import Context, DiT, DiTConfig
+from dit_video.models.dit import Context, Control, DiT, DiTConfig
+from dit_video.models.image_encoder import ImageConfig, ImageEncoder
 from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.weights.model import abstract
@@ -46,6 +48,13 @@ class Given(NamedTuple):
     clean: Latent | None = None  # under the mask: known
     mask: Bool[Array, "B T H W"] | None = None
     extra: Extra | None = None  # pictures and the sink
+    beside: Float[Array, "B T H W M"] | None = None  # channels that stand behind the noise's
+    control: Control | None = None
+
+
+def from_pixels(pixels: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
+    """0..255 to [-1, 1]; what is in [-1, 1] already stays."""
+    return pixels.astype(jnp.float32) / 127.5 - 1 if pixels.dtype == jnp.uint8 else pixels
 
 
 def to_pixels(video: Float[Array, "B T H W 3"]) -> UInt8[Array, "B T H W 3"]:
@@ -61,12 +70,13 @@ def to_uint8(video: Float[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "T H W 3"
 class Programs:
     """The functions of one set of sizes, and what was compiled of them."""
 
-    def __init__(self, dit: DiTConfig, vae: VAEConfig, text: TextConfig, mesh: Mesh | None, rules: Rules):
-        self.configs, self.mesh, self.rules = (
-            {"dit": (DiT, dit), "vae": (VAE, vae), "text": (TextEncoder, text)},
-            mesh,
-            rules,
-        )
+    def __init__(
+        self, dit: DiTConfig, vae: VAEConfig, text: TextConfig, mesh: Mesh | None, rules: Rules,
+        image: ImageConfig | None = None,
+    ):  # fmt: skip
+        self.configs = {"dit": (DiT, dit), "vae": (VAE, vae), "text": (TextEncoder, text)}
+        self.configs |= {} if image is None else {"image": (ImageEncoder, image)}
+        self.mesh, self.rules = mesh, rules
         self.output: Output = VelocityOutput()
         self.stride = vae.stride
         self.compiled: dict[Key, Callable] = {}
@@ -85,15 +95,18 @@ class Programs:
     def module(self, name: str, weights: Weights) -> Any:
         return nnx.merge(self.abstract[name][0], weights)
 
-    def begin(self, solver: Solver) -> Callable:
-        """(dit, text, ids, length, noise) -> (context, carry): what does not depend on time, once a run."""
+    def read(self, text: Weights, ids: Int[Array, "N S"], length: Int[Array, "N"]) -> Text:
+        """Prompts, encoded."""
+        return self.module("text", text)(ids, length)
 
-        def begin(
-            dit: Weights, text: Weights, ids: Int[Array, "N S"], length: Int[Array, "N"], noise: Latent
-        ) -> tuple[Context, Carry]:
-            return self.module("dit", dit).context(self.module("text", text)(ids, length)), start(noise, solver)
+    def see(self, image: Weights, pictures: Float[Array, "N Y X 3"]) -> Float[Array, "1 I E"]:
+        """Tokens of pictures, one picture's behind the other's."""
+        tokens = self.module("image", image)(pictures)
+        return tokens.reshape(1, -1, tokens.shape[-1])
 
-        return begin
+    def context(self, dit: Weights, text: Text, image: Float[Array, "N I E"] | None) -> Context:
+        """What does not depend on time, once a run."""
+        return self.module("dit", dit).context(text, image)
 
     def decode(self, vae: Weights, latents: Latent) -> tuple[UInt8[Array, "B T H W 3"], Bool[Array, ""]]:
         """Pixels, and whether they were finite."""
@@ -112,28 +125,37 @@ class Programs:
         ready = self.prepare({"decode_piece": ((), self.decode_piece, (vae, latents, past))})
         return ready["decode_piece"](vae, latents, past)
 
-    def encode(self, vae: Weights, pixels: UInt8[Array, "B T H W 3"]) -> Latent:
+    def encode(self, vae: Weights, pixels: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"]) -> Latent:
         """Normalised latents: the mean of the encoder's distribution."""
         module = self.module("vae", vae)
-        return module.normalize(module.encode(pixels.astype(jnp.float32) / 127.5 - 1)[0])
+        return module.normalize(module.encode(from_pixels(pixels))[0])
 
-    def encode_stream(self, vae: Weights, frames: UInt8[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "t h w z"]:
-        """As `encode` of one clip, in pieces along time. Compiled on the way."""
+    def encode_stream(
+        self, vae: Weights, frames: UInt8[np.ndarray, "T H W 3"] | Float[np.ndarray, "T H W 3"], slots: int
+    ) -> Float[np.ndarray, "t h w z"]:
+        """As `encode` of one clip, in pieces of so many latent slots. Compiled on the way."""
         module = self.module("vae", vae)
-        video = jnp.asarray(frames[None], jnp.float32) / 127.5 - 1
-        return np.concatenate([np.asarray(module.normalize(mean))[0] for mean, _ in module.encode_stream(video)])
+        pieces = module.encode_stream(from_pixels(jnp.asarray(frames[None])), slots)
+        return np.concatenate([np.asarray(module.normalize(mean))[0] for mean, _ in pieces])
 
     def field(self, dit: Weights, given: Given, with_guidance: bool) -> Velocity:
         """The network under its combinators: both branches of guidance in one batch, what is known held, guidance.
 
         With guidance, the context holds the prompts and then the negative prompts.
         """
-        module, extra = self.module("dit", dit), given.extra
-        if with_guidance and extra is not None:
-            extra = jax.tree.map(lambda a: jnp.concatenate([a, a]), extra)
+        module, control = self.module("dit", dit), given.control
+
+        def both(arrays: Any) -> Any:
+            return jax.tree.map(lambda a: jnp.concatenate([a, a]), arrays) if with_guidance else arrays
+
+        extra, beside = both(given.extra), both(given.beside)
+        if control is not None:
+            control = control._replace(latents=both(control.latents))
 
         def network(x: Latent, time: Time, memory: Any) -> tuple[Latent, Any]:
-            return self.output.velocity(module(x, time, given.context, extra), x, time), memory
+            seen = x if beside is None else jnp.concatenate([x, beside.astype(x.dtype)], -1)
+            out = module(seen, time, given.context, extra, control=control)
+            return self.output.velocity(out, x, time), memory
 
         velocity = in_one_batch(network) if with_guidance else network
         if given.mask is not None:
@@ -196,7 +218,8 @@ def _shapes(args: tuple) -> Key:
 
 @lru_cache(maxsize=8)
 def programs(
-    dit: DiTConfig, vae: VAEConfig, text: TextConfig, mesh: Mesh | None = None, rules: Rules = Rules()
-) -> Programs:
+    dit: DiTConfig, vae: VAEConfig, text: TextConfig, mesh: Mesh | None = None, rules: Rules = Rules(),
+    image: ImageConfig | None = None,
+) -> Programs:  # fmt: skip
     """One `Programs` for equal sizes: a pipeline of new weights finds compiled what an old one used."""
-    return Programs(dit, vae, text, mesh, rules)
+    return Programs(dit, vae, text, mesh, rules, image)

@@ -1,7 +1,6 @@
 """What is asked of a model, checked and completed before anything is compiled or computed.
 
-Every message says what is wrong, why, and what to do. Where a rule can be met by a near value, `fit` takes it and says
-so; what will work but badly is a warning, or with `strict` an error.
+Every message says what is wrong, why, and what to do. What will work but badly is a warning, or with `strict` an error.
 """
 
 import math
@@ -10,24 +9,30 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dit_video.core.errors import BadInput
-from dit_video.core.log import log
-from dit_video.core.sizes import frames_rule, nearest_frames, nearest_size, size_rule
 from dit_video.diffusion.noise import check_seed, draw_seed
 from dit_video.generate.conditions import Asked, Conditions, gather
-from dit_video.generate.mode import Plan, choose, slots_of
-from dit_video.generate.picture import RESIZES, Resize, load_image
+from dit_video.generate.extent import (
+    check_beyond_training,
+    choose_frames,
+    choose_size,
+    frames_of_footage,
+    positive,
+    shape_of,
+)
+from dit_video.generate.mode import Plan, abilities, choose, slots_of
+from dit_video.generate.notes import Notes
+from dit_video.generate.picture import RESIZES, Resize
 from dit_video.generate.shots import WARM_UP, Shot, change_slot, shots
 
 if TYPE_CHECKING:
-    from dit_video.generate.footage import Footage
     from dit_video.weights.model import Model
 
 TRANSITIONS = ("cut", "carry")
 # what `resolve` takes beside what a call of the pipeline names
 OPTIONS = (
     "seconds", "aspect", "solver", "shift", "fit", "resize", "strict", "num_videos_per_prompt", "last_image",
-    "keyframes", "extend", "before", "loop", "video", "mask", "strength", "interpolate", "transition", "long", "rope",
-    "window", "overlap", "noise_order", "cache",
+    "keyframes", "extend", "before", "loop", "video", "mask", "strength", "interpolate", "reference",
+    "conditioning_scale", "transition", "long", "rope", "window", "overlap", "noise_order", "cache",
 )  # fmt: skip
 
 
@@ -54,10 +59,12 @@ class Request:
     transition: str = "cut"
     noise_order: str = "fresh"
     cache: str = "off"
+    guidance_scale_2: float | None = None  # of the second denoiser, where there are two
+    conditioning_scale: float = 1.0  # how strong the hints of a control branch are
 
     @property
     def guided(self) -> bool:
-        return self.guidance_scale != 1.0
+        return self.guidance_scale != 1.0 or self.guidance_scale_2 not in (None, 1.0)
 
     @property
     def texts(self) -> tuple[tuple[str, ...], ...]:
@@ -85,25 +92,9 @@ class Request:
             about["given"] = list(self.given.sources)
         about |= {"strength": self.given.strength} if self.given.strength < 1 else {}
         about |= {"loop": True} if self.given.loop else {}
+        about |= {"guidance_scale_2": self.guidance_scale_2} if self.guidance_scale_2 is not None else {}
+        about |= {"conditioning_scale": self.conditioning_scale} if self.conditioning_scale != 1 else {}
         return about | ({"cache": self.cache} if self.cache != "off" else {})
-
-
-class Notes(list):
-    """Collects what a user should know; `strict` turns warnings into errors."""
-
-    def __init__(self, strict: bool):
-        super().__init__()
-        self.strict = strict
-
-    def say(self, text: str) -> None:
-        log.info(text)
-        self.append(text)
-
-    def warn(self, text: str) -> None:
-        if self.strict:
-            raise BadInput(text)
-        log.warning(text)
-        self.append(text)
 
 
 def resolve(
@@ -120,6 +111,8 @@ def resolve(
     fps: float | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_scale_2: float | None = None,
+    conditioning_scale: float | None = None,
     solver: str | None = None,
     shift: float | None = None,
     seed: int | None = None,
@@ -156,10 +149,10 @@ def resolve(
     asked = Asked(image=image, **conditions)
     asked.check(model)
     given_fps = fps
-    footage = asked.open(_positive("fps", defaults.fps if fps is None else fps))
+    footage = asked.open(positive("fps", defaults.fps if fps is None else fps))
     if asked.interpolate:
         given_fps = fps or footage.about["fps"] * asked.interpolate
-    fps = _positive("fps", defaults.fps if given_fps is None else given_fps)
+    fps = positive("fps", defaults.fps if given_fps is None else given_fps)
     if fps != defaults.fps:
         notes.say(
             f"fps={fps:g}: the model was trained at {defaults.fps:g}; motion plays {fps / defaults.fps:g}x as fast."
@@ -171,10 +164,14 @@ def resolve(
     multiple = model.vae.factor * max(model.dit.patch[1:])
     height, width = choose_size(height, width, aspect, shape_of(asked, footage), defaults, multiple, fit, notes)
     given = gather(asked, footage, frames, fps, height, width, resize, model.vae.stride, notes)
-    scale = float(defaults.guidance if guidance_scale is None else guidance_scale)
+    scale, scale_2 = choose_guidance(model, guidance_scale, guidance_scale_2)
     plan = choose(
         model, frames, height, width, memory, long, guided=scale != 1.0, rope=rope, window=window, overlap=overlap
     )
+    if prompt_at and "free" not in abilities(model):
+        raise BadInput("--prompt_at: this model is given a picture or control for all of a clip; it takes one prompt.")
+    if conditioning_scale is not None and not model.dit.vace_layers:
+        raise BadInput("--conditioning_scale is for models with a control branch (VACE); this one has none.")
     if plan.mode == "single":
         check_beyond_training(frames, height, width, model, notes)
     if long == "auto" and plan.mode != "single":
@@ -189,7 +186,7 @@ def resolve(
         num_inference_steps=defaults.steps if num_inference_steps is None else num_inference_steps,
         guidance_scale=scale,
         solver=solver or defaults.solver,
-        shift=_positive("shift", native_shift(model) if shift is None else shift),
+        shift=positive("shift", native_shift(model) if shift is None else shift),
         seed=draw_seed() if seed is None else check_seed(int(seed)),
         image_from=image_source(given),
         notes=(),
@@ -199,6 +196,8 @@ def resolve(
         transition=transition,
         noise_order=noise_order,
         cache=cache,
+        guidance_scale_2=scale_2,
+        conditioning_scale=1.0 if conditioning_scale is None else float(conditioning_scale),
     )
     solver_named(request.solver)
     caching_named(cache)
@@ -213,41 +212,11 @@ def resolve(
         notes.say(f"a loop has {model.vae.stride}k frames: {frames - 1}.")
     if request.num_inference_steps < 1:
         raise BadInput(f"num_inference_steps={request.num_inference_steps} must be at least 1.")
-    if not math.isfinite(request.guidance_scale) or request.guidance_scale < 0:
-        raise BadInput(f"guidance_scale={request.guidance_scale} must be a number from 0 up; 1 switches guidance off.")
     check_length(
         model, (*dict.fromkeys(text for texts in request.texts for text in texts), request.negative_prompt), notes
     )
     object.__setattr__(request, "notes", tuple(notes))
     return request
-
-
-def shape_of(asked: Asked, footage: "Footage | None") -> tuple[int, int] | None:
-    """Height and width of what is given, the first thing that is."""
-    if footage is not None:
-        return footage.about["height"], footage.about["width"]
-    pictures = [asked.image, *(asked.keyframes or {}).values(), asked.last_image]
-    return next((load_image(picture)[0].shape[:2] for picture in pictures if picture is not None), None)
-
-
-def frames_of_footage(
-    asked: Asked, footage: "Footage | None", length: float | None, stride: int, notes: Notes
-) -> int | None:
-    """How many frames given footage makes, on the rule. None where it does not say. Raises BadInput for a length
-    beside --interpolate, which has one."""
-    if footage is None or asked.extend is not None or (length and not asked.interpolate):
-        return None
-    count = len(footage)
-    if asked.interpolate:
-        if length:
-            raise BadInput(
-                "--interpolate makes as many frames as the footage gives. Leave --num_frames and --seconds out."
-            )
-        count = (count - 1) * asked.interpolate + 1
-    frames = nearest_frames(count, stride)[0]
-    if frames != count:
-        notes.say(f"the footage makes {count} frames; taking {frames} (the model needs {stride}k+1).")
-    return frames
 
 
 def image_source(given: Conditions) -> dict[str, Any] | None:
@@ -265,7 +234,7 @@ def check_changes(
         raise BadInput("--prompt_at goes with one prompt: it says what that clip shows later.")
     for seconds, text in prompt_at:
         try:
-            seconds = _positive("prompt_at", float(seconds))
+            seconds = positive("prompt_at", float(seconds))
         except ValueError:
             raise BadInput(f"--prompt_at {seconds}: give seconds and a prompt, such as 4 'a blue square'.") from None
         check_prompts(text)
@@ -287,10 +256,21 @@ def native_shift(model: "Model") -> float:
     return stored if model.defaults.shift is None else model.defaults.shift
 
 
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise BadInput(f"{name}={value} must be a number above zero.")
-    return float(value)
+def choose_guidance(model: "Model", first: float | None, second: float | None) -> tuple[float, float | None]:
+    """The scales of guidance: the denoiser's, and the second's where there are two. A first that is given alone goes
+    for both. Raises BadInput for a second where there is one denoiser, and for what is no scale."""
+    defaults = model.defaults
+    if model.dit_2 is None:
+        if second is not None:
+            raise BadInput("--guidance_scale_2 is for models of two denoisers (Wan 2.2 A14B); this one has one.")
+    elif second is None:
+        second = defaults.guidance_2 if first is None and defaults.guidance_2 is not None else first
+        second = defaults.guidance if second is None else second
+    first = defaults.guidance if first is None else first
+    for name, scale in (("guidance_scale", first), ("guidance_scale_2", second)):
+        if scale is not None and not (math.isfinite(scale) and scale >= 0):
+            raise BadInput(f"{name}={scale} must be a number from 0 up; 1 switches guidance off.")
+    return float(first), None if second is None else float(second)
 
 
 def check_prompts(prompt: str | Sequence[str], videos_per_prompt: int = 1) -> tuple[str, ...]:
@@ -316,109 +296,3 @@ def check_length(model: "Model", prompts: Sequence[str], notes: Notes) -> None:
             count = len(model.tokenizer.pieces(text)) + 1
             fix = "Shorten it." if notes.strict else "--strict makes this an error."
             notes.warn(f'Prompt is {count} tokens, limit {limit}. Dropped: "{dropped}". {fix}')
-
-
-def choose_frames(
-    num_frames: int | None, seconds: float | None, fps: float, default: int, stride: int, fit: str | None, notes: Notes
-) -> int:
-    """The frame count: given, or from seconds, or the default; on the rule `stride * k + 1`."""
-    if seconds is not None:
-        low, high = nearest_frames(max(1, math.floor(_positive("seconds", seconds) * fps)), stride)
-        asked = seconds * fps
-        frames = low if abs(low - asked) <= abs(high - asked) else high
-        if num_frames is not None and num_frames != frames:
-            raise BadInput(
-                f"--seconds {seconds:g} and --num_frames {num_frames} disagree "
-                f"({frames} frames at {fps:g} fps). Give one."
-            )
-        if abs(frames - asked) > 1:
-            notes.say(
-                f"{seconds:g} s at {fps:g} fps: {frames} frames, {frames / fps:.2f} s (the model needs {stride}k+1)."
-            )
-        return frames
-    if num_frames is None:
-        return default
-    if fit == "nearest" and num_frames >= 1:
-        low, high = nearest_frames(num_frames, stride)
-        frames = low if num_frames - low <= high - num_frames else high
-        if frames != num_frames:
-            notes.say(f"num_frames={num_frames}: this model needs {stride}k+1; taking {frames}.")
-        return frames
-    return frames_rule(num_frames, stride)
-
-
-def parse_aspect(aspect: str) -> float:
-    """Width over height of `16:9` or `1.78`. Raises BadInput."""
-    try:
-        width, _, height = str(aspect).replace("/", ":").replace("x", ":").partition(":")
-        ratio = float(width) / float(height or 1)
-        if not (math.isfinite(ratio) and ratio > 0):
-            raise ValueError
-    except (ValueError, ZeroDivisionError):
-        raise BadInput(f"aspect={aspect!r} is not a ratio. Give width:height, such as 16:9 or 9:16.") from None
-    return ratio
-
-
-def nearest_trained(ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (height, width) among `sizes` whose shape is nearest to `ratio` (width over height)."""
-    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] / ratio)))
-
-
-def choose_size(
-    height: int | None,
-    width: int | None,
-    aspect: str | None,
-    picture: tuple[int, int] | None,
-    defaults: Any,
-    multiple: int,
-    fit: str | None,
-    notes: Notes,
-) -> tuple[int, int]:
-    """Height and width: given, or the trained size nearest to an aspect or to the image's, or the default."""
-    default, sizes = (defaults.height, defaults.width), tuple(defaults.sizes) or ((defaults.height, defaults.width),)
-    if aspect is not None and (height is not None or width is not None):
-        raise BadInput(f"--aspect {aspect} and --height/--width are two ways to say one thing. Give one.")
-    if height is None and width is None:
-        if aspect is not None:
-            size = nearest_trained(parse_aspect(aspect), sizes)
-            notes.say(f"--aspect {aspect}: taking {size[1]}x{size[0]}, the nearest size that the model was trained at.")
-            return size
-        if picture is not None:
-            size = nearest_trained(picture[1] / picture[0], sizes)
-            if size != default:
-                notes.say(
-                    f"the image is {picture[1]}x{picture[0]}: taking {size[1]}x{size[0]}, the nearest size of training."
-                )
-            return size
-        return default
-    size = (default[0] if height is None else height, default[1] if width is None else width)
-    if fit == "nearest" and min(size) >= 1:
-        snapped = tuple(min(nearest_size(side, multiple), key=lambda near, s=side: abs(near - s)) for side in size)
-        if snapped != size:
-            notes.say(f"{size[1]}x{size[0]}: sides must be multiples of {multiple}; taking {snapped[1]}x{snapped[0]}.")
-        return snapped[0], snapped[1]
-    return size_rule(*size, multiple)
-
-
-def token_count(frames: int, height: int, width: int, model: "Model") -> int:
-    """Tokens that the denoiser sees."""
-    t, h, w, _ = model.vae.latent_shape(frames, height, width)
-    pt, ph, pw = model.dit.patch
-    return (t // pt) * (h // ph) * (w // pw)
-
-
-def check_beyond_training(frames: int, height: int, width: int, model: "Model", notes: Notes) -> None:
-    """Warns, with numbers, of more tokens or another size than the model was trained on."""
-    defaults = model.defaults
-    sizes = tuple(defaults.sizes) or ((defaults.height, defaults.width),)
-    longest = max(defaults.num_frames, defaults.max_frames)
-    most = max(token_count(longest, h, w, model) for h, w in sizes)
-    tokens = token_count(frames, height, width, model)
-    near = nearest_trained(width / height, sizes)
-    if tokens > most:
-        notes.warn(
-            f"{frames} frames at {width}x{height} is {tokens:,} tokens; this model was trained to {most:,}. "
-            f"Expect less order, or use up to {longest} frames at {near[1]}x{near[0]}."
-        )
-    elif (height, width) not in sizes and height * width > max(h * w for h, w in sizes):
-        notes.warn(f"{width}x{height} is larger than any size in training. Nearest: {near[1]}x{near[0]}.")

@@ -5,8 +5,7 @@ a pass holds a whole stream there; windows and chunks hold a piece of one fixed 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dit_video.core.errors import DitVideoError, Interrupted, NonFinite, OutOfMemory
+from dit_video.core.errors import Interrupted, NonFinite
 from dit_video.core.log import Progress, log
-from dit_video.core.types import Extra
+from dit_video.core.types import Extra, Text
 from dit_video.diffusion.cache import Reuse, empty
+from dit_video.diffusion.experts import is_second
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.sample import check_finite, iterate, start
 from dit_video.diffusion.schedule import Instant, Schedule
@@ -28,34 +28,13 @@ from dit_video.generate.mode import abilities
 from dit_video.generate.programs import Given
 from dit_video.generate.request import Request
 from dit_video.generate.shots import OPENING, Shot
+from dit_video.generate.unfinished import Unfinished, unfinished
+from dit_video.models.dit import Context, Control
 
 if TYPE_CHECKING:
     from dit_video.generate.pipeline import VideoPipeline
 
 Latents = Float[np.ndarray, "B T h w z"]
-
-
-class Unfinished(DitVideoError):
-    """Stopped on the way: `latents` (B, t, h, w, z), normalised, are those of the part under way, `clips` are whole.
-    The exit code is that of the cause."""
-
-    def __init__(self, message: str, cause: type[DitVideoError], latents: np.ndarray, request: Request):
-        super().__init__(message)
-        self.exit_code, self.latents, self.request = cause.exit_code, latents, request
-        self.clips: list[Any] = []
-        self.kept: Path | None = None  # the latents' file, where they are in one
-        self.steps = ""  # how far they are, where they are not finished
-
-
-def unfinished(error: BaseException, doing: str, latents: np.ndarray, request: Request) -> Unfinished:
-    """What is raised in the place of an error once there are latents to keep."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, KeyboardInterrupt):
-        return Unfinished(f"interrupted while {doing}", Interrupted, latents, request)
-    if isinstance(error, NonFinite):
-        return Unfinished(str(error), NonFinite, latents, request)
-    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-    return Unfinished(f"{doing} failed ({line})", OutOfMemory if full else DitVideoError, latents, request)
 
 
 @dataclass
@@ -76,12 +55,14 @@ class Sampler:
         pipe: "VideoPipeline",
         request: Request,
         which: list[int],
+        encoded: Encoded,
         progress: Progress,
         callback: Callable | None = None,
         noise: Latents | None = None,
         reuse: list[Reuse] | None = None,
     ):
-        """`which` clips; `noise` in place of what the seed gives; `reuse` as `diffusion.cache.reuses` plans it."""
+        """`which` clips, and what they are given; `noise` in place of what the seed gives; `reuse` as
+        `diffusion.cache.reuses` plans it."""
         self.pipe, self.request, self.which, self.progress, self.callback = pipe, request, which, progress, callback
         self.programs, self.params, self.plan = pipe.programs_for(request.plan), pipe.params, request.plan
         self.solver, self.given_noise, self.reuse = solver_named(request.solver), noise, reuse
@@ -90,14 +71,17 @@ class Sampler:
         self.first = min(round((1 - request.given.strength) * self.schedule.steps), self.schedule.steps - 1)
         self.stride, self.can = pipe.model.vae.stride, abilities(pipe.model)
         self.shape = pipe.model.vae.latent_shape(1, request.height, request.width)[1:]
-        self.encoded, self.contexts = Encoded(), {}
+        self.encoded = encoded
+        self.contexts: dict[tuple[str, int], Context] = {}  # by (denoiser, prompt); one denoiser's at a time
         self.done, self.total = 0, self.schedule.steps - self.first
         texts = [texts[i] for texts in request.texts for i in which]
-        texts += [request.negative_prompt] * len(which) if request.guided else []
-        self.tokens = pipe.model.tokenizer.encode(texts, max_length=pipe.model.dit.text_len)
+        self.text = pipe.read(texts + ([request.negative_prompt] * len(which) if request.guided else []), progress)
 
     def run(self, shot: Shot, also: Any = None) -> Latents:
         """The latents of a shot. `also`: programs to compile beside those of a single pass."""
+        if lead := self.encoded.references:  # slots of their own, in front, that are dropped
+            noise = np.concatenate([OPENING + np.arange(lead), shot.noise])
+            shot = replace(shot, slots=lead + shot.slots, noise=noise)
         stream = Stream(shot, first=None if shot.mid or shot.zero else self.encoded.first)
         if shot.prefix:
             stream.sink, stream.sink_at = self.encoded.opening, shot.zero - self.request.given.since / self.stride
@@ -105,16 +89,50 @@ class Sampler:
             return self.windows(stream)
         if self.plan.mode == "extend":
             return self.chunks(stream)
-        return self.stretch(stream, 0, shot.slots, also=also)
+        return self.own(self.stretch(stream, 0, shot.slots, also=also))
+
+    def own(self, x: Latents) -> Latents:
+        """The clip's slots, without those of references."""
+        return x[:, self.encoded.references :]
 
     # -- what a piece is given ----------------------------------------------------------------------------------------
 
-    def prompt(self, number: int) -> tuple:
-        """Arguments of `begin` for a prompt of the time line: every clip's, then the negative ones."""
+    def prompt(self, number: int) -> tuple[Text, Any]:
+        """A prompt of the time line: every clip's, then the negative ones; and what is looked at beside it."""
         clips, texts = len(self.which), len(self.request.texts)
-        rows = [*range(number * clips, (number + 1) * clips), *range(texts * clips, len(self.tokens.ids))]
-        spread = self.pipe.spread
-        return self.params["dit"], self.params["text"], spread(self.tokens.ids[rows]), spread(self.tokens.length[rows])
+        rows = [*range(number * clips, (number + 1) * clips), *range(texts * clips, len(self.text.rows))]
+        image, spread = self.encoded.image, self.pipe.spread
+        text = Text(spread(self.text.rows[rows]), spread(self.text.length[rows]))
+        return text, None if image is None else spread(np.repeat(image, len(rows), 0))
+
+    def turn(self, now: Instant) -> tuple[str, Any]:
+        """Which denoiser makes the step that begins now, and its scale of guidance."""
+        if is_second(now, self.pipe.model.boundary):
+            return "dit_2", np.float32(self.request.guidance_scale_2)
+        return "dit", np.float32(self.request.guidance_scale)
+
+    def weights(self, part: str) -> Any:
+        """Those of a denoiser; the first makes room for the second."""
+        return self.params.in_place_of("dit" if part == "dit_2" else "dit_2", part)
+
+    def context(self, part: str, number: int) -> Context:
+        """A prompt's keys and values in one of the denoisers."""
+        if (part, number) not in self.contexts:
+            self.contexts = {key: seen for key, seen in self.contexts.items() if key[0] == part}
+            arguments = (self.weights(part), *self.prompt(number))
+            ready = self.programs.prepare({"context": ((), self.programs.context, arguments)})
+            self.contexts[part, number] = ready["context"](*arguments)
+        return self.contexts[part, number]
+
+    def around(self, begin: int, end: int) -> dict[str, Any]:
+        """What is given beside the noise and for the control branch, of slots."""
+        e, b = self.encoded, len(self.which)
+        cut = {name: None if a is None else np.repeat(a[:, begin:end], b, 0) for name, a in
+               (("beside", e.beside), ("control", e.control))}  # fmt: skip
+        if e.control is not None:
+            scale = np.full(len(self.pipe.model.dit.vace_layers), self.request.conditioning_scale, np.float32)
+            cut["control"] = Control(cut["control"], scale)
+        return cut
 
     def noise(self, stream: Stream, start: int, stop: int) -> Latents:
         """Of slots; beyond the end, of slots that will be dropped."""
@@ -183,40 +201,42 @@ class Sampler:
         clean, mask = self.known(stream, places, tail)
         if mask is not None:
             x = np.where(mask[..., None], clean, x)
-        given = Given(None, np.float32(self.request.guidance_scale), clean, mask, self.extra(stream, places, fixed))
-        prompt = self.prompt(stream.shot.prompt_at(min((begin + fixed + end) // 2, stream.shot.slots - 1)))
+        number = stream.shot.prompt_at(min((begin + fixed + end) // 2, stream.shot.slots - 1))
+        given = Given(None, None, clean, mask, self.extra(stream, places, fixed), **self.around(begin, end))
+        dit = self.weights(self.turn(self.schedule.pairs()[self.first][0])[0])
         with self.progress.phase("compile"):
-            ready = self._prepare(prompt, x, given, also or {})
+            advance = self._prepare(dit, self.prompt(number), x, given, also or {})
         with self.progress.phase("denoise", self.schedule.steps - self.first) as tick, self.programs.on_mesh():
-            context, carry = ready["begin"](*prompt, self.pipe.spread(x))
-            given = given._replace(context=context)
+            carry = start(self.pipe.spread(jnp.asarray(x)), self.solver)
             if self.reuse:
                 carry = carry._replace(velocity=empty(carry.x))
-            x = self._drive(ready["advance"], carry, given, tick)
+            x = self._drive(advance, carry, given, number, tick)
         return x if mask is None else np.where(mask[..., None], clean, x)
 
-    def _prepare(self, prompt: tuple, x: Latents, given: Given, also: dict) -> dict[str, Callable]:
-        """Everything that a pass needs, compiled."""
-        begin, kind = self.programs.begin(self.solver), (self.solver, self.request.guided)
-        now, then = self.schedule.pairs()[0]
-        context, carry = jax.eval_shape(begin, *prompt, x)
+    def _prepare(self, dit: Any, prompt: tuple, x: Latents, given: Given, also: dict) -> Callable:
+        """Everything that a pass needs, compiled at once; the step of it."""
+        kind, (now, then) = (self.solver, self.request.guided), self.schedule.pairs()[0]
+        context = jax.eval_shape(self.programs.context, dit, *prompt)
+        carry = jax.eval_shape(lambda x: start(x, self.solver), x)
         if self.reuse:
             carry = carry._replace(velocity=jax.eval_shape(empty, carry.x))
-        arguments = (self.params["dit"], carry, now, then, given._replace(context=context), self._reuse(0))
+        given = given._replace(context=context, scale=np.float32(1))
         return self.programs.prepare({
-            "begin": ((self.solver,), begin, (*prompt, x)),
-            "advance": (kind, self.programs.advance(*kind), arguments),
+            "context": ((), self.programs.context, (dit, *prompt)),
+            "advance": (kind, self.programs.advance(*kind), (dit, carry, now, then, given, self._reuse(0))),
             **also,
-        })  # fmt: skip
+        })["advance"]  # fmt: skip
 
-    def _drive(self, advance: Callable, carry: Carry, given: Given, tick: Callable) -> Latents:
-        """The steps. Raises NonFinite with the step, Unfinished when the user stops."""
+    def _drive(self, advance: Callable, carry: Carry, given: Given, number: int, tick: Callable) -> Latents:
+        """The steps, each by the denoiser whose turn it is. Raises NonFinite with the step, Unfinished when the user
+        stops."""
         index = self.first
 
         def step(carry: Carry, now: Instant, then: Instant) -> tuple[Carry, Any]:
             nonlocal index
-            old = carry.x
-            carry, finite = advance(self.params["dit"], carry, now, then, given, self._reuse(index))
+            old, (part, scale) = carry.x, self.turn(now)
+            told = given._replace(context=self.context(part, number), scale=scale)
+            carry, finite = advance(self.params[part], carry, now, then, told, self._reuse(index))
             if self.callback is not None:
                 carry = carry._replace(x=self._tell(np.asarray(old), carry.x, now, then))
             index += 1
@@ -230,7 +250,7 @@ class Sampler:
         except NonFinite as error:
             raise NonFinite(f"{error}{self.pipe.blame()}") from None
         except KeyboardInterrupt:
-            raise self._stopped(np.asarray(carry.x)) from None
+            raise self._stopped(self.own(np.asarray(carry.x))) from None
         return np.asarray(carry.x)
 
     def _reuse(self, index: int) -> Reuse | None:
@@ -245,12 +265,15 @@ class Sampler:
     def _tell(self, old: np.ndarray, x: Any, now: Instant, then: Instant) -> Any:
         """Calls back; what it returns may replace the latents, or stop the run. `data`: what they are on the way to,
         by the slope of the last step."""
-        latents = np.asarray(x)
+        latents, old = self.own(np.asarray(x)), self.own(old)
         data = latents - then.flow / (then.flow - now.flow) * (latents - old)
         answer = self.callback(self.pipe, self.done, float(now.model) * 1000, {"latents": latents, "data": data}) or {}
         if answer.get("stop"):
             raise KeyboardInterrupt
-        return np.asarray(answer["latents"], np.float32) if "latents" in answer else x
+        if "latents" not in answer:
+            return x
+        lead = np.asarray(x)[:, : self.encoded.references]
+        return np.concatenate([lead, np.asarray(answer["latents"], np.float32)], 1)
 
     # -- chunk after chunk --------------------------------------------------------------------------------------------
 
@@ -296,6 +319,7 @@ class Sampler:
         for slot in range(shot.slots):
             x[:, slot : slot + 1] = self.start(stream, np.array([slot]), self.noise(stream, slot, slot + 1))
         given = [self._window(stream, windows, i, x) for i in range(len(windows.starts))]
+        numbers = [shot.prompt_at(int(places[len(places) // 2])) for places in map(windows.places, range(len(given)))]
         states: list[Any] = [None] * len(windows.starts)
         kept: list[Any] = []
         steps = range(self.first, self.schedule.steps)
@@ -303,7 +327,10 @@ class Sampler:
             with self.progress.phase("denoise", len(steps)) as tick, self.programs.on_mesh():
                 for index in steps:
                     old = x.copy() if self.callback else None
-                    self._step(windows, x, given, states, kept, index)
+                    part, scale = self.turn(self.schedule.pairs()[index][0])
+                    told = [one._replace(context=self.context(part, number), scale=scale)
+                            for one, number in zip(given, numbers, strict=True)]  # fmt: skip
+                    self._step(windows, x, self.params[part], told, states, kept, index)
                     if old is not None:
                         x[:] = self._tell(old, x, *self.schedule.pairs()[index])
                     self.done += 1
@@ -342,24 +369,15 @@ class Sampler:
         clean, mask = self.known(stream, places)
         if mask is not None:
             x[:, places] = np.where(mask[..., None], clean, x[:, places])
-        number = stream.shot.prompt_at(int(places[len(places) // 2]))
-        prompt = self.prompt(number)
-        with self.progress.phase("compile"):
-            begin = self.programs.begin(self.solver)
-            ready = self.programs.prepare({"begin": ((self.solver,), begin, (*prompt, x[:, places]))})
-        if self.contexts.get(number) is None:
-            with self.programs.on_mesh():
-                self.contexts[number] = ready["begin"](*prompt, self.pipe.spread(x[:, places]))[0]
-        scale = np.float32(self.request.guidance_scale)
-        return Given(self.contexts[number], scale, clean, mask, self.extra(stream, places))
+        return Given(None, None, clean, mask, self.extra(stream, places))
 
     def _step(
-        self, windows: Windows, x: Latents, given: list[Given], states: list[Any], kept: list[Any], index: int
+        self, windows: Windows, x: Latents, dit: Any, given: list[Given], states: list[Any], kept: list[Any], index: int
     ) -> None:
         """One step of the whole stream, in place. `states`: what the solver remembers of each piece; `kept`: the last
         velocities, when steps are cached."""
         now, then = self.schedule.pairs()[index]
-        reuse, dit, guided = self._reuse(index), self.params["dit"], self.request.guided
+        reuse, guided = self._reuse(index), self.request.guided
         program, finish = self.programs.velocity(guided), self.programs.finish(self.solver)
 
         def velocities():

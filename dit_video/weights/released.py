@@ -23,7 +23,8 @@ class Release(NamedTuple):
 
 def _wan(name: str, sizes: tuple[tuple[int, int], ...] = _480, **others) -> Release:
     (height, width), values = sizes[0], {"num_frames": 81, "max_frames": 81, "fps": 16.0, "steps": 50, "guidance": 5.0}
-    return Release(name, Defaults(**{"height": height, "width": width, "sizes": sizes, **values, **others}))
+    values |= {"height": height, "width": width, "sizes": sizes, "conditions": ("first",)}
+    return Release(name, Defaults(**(values | others)))
 
 
 ANY = _wan("a model of the Wan family")
@@ -41,7 +42,6 @@ RELEASES = {
         num_frames=121,
         max_frames=121,
         fps=24.0,
-        conditions=("first",),
     ),
     ("WanImageToVideoPipeline", 40, 36, 1): _wan("Wan 2.1 I2V 14B", steps=40),
     ("WanImageToVideoPipeline", 40, 36, 2): _wan(

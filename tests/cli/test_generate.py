@@ -1,6 +1,7 @@
 """`dit-video generate`: what stands on stdout, what lies on disk, and exit codes; with a model in miniature."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -178,3 +179,20 @@ def test_help_does_not_load_jax():
     assert done.returncode == 0, done.stderr
     for flag in ("--num_frames", "--seconds", "--aspect", "--guidance_scale", "--negative_prompt", "--save_latents"):
         assert flag in done.stdout
+
+
+def test_a_variant_by_its_flags(here, checkout, capsys):
+    """A model with a control branch: a first frame, and a picture to refer to, for which the file has no frames."""
+    variant = runpy.run_path(str(checkout / "tests" / "weights" / "variants.py"))["variant"]
+    save_model(variant("vace"), here / "vace")
+    for name, level in (("first", 40), ("seen", 220)):
+        Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(here / f"{name}.png")
+    command = ["generate", PROMPT, "--model", "vace", "--seed", "1", "--num_inference_steps", "2", "--output", "a.gif"]
+    assert main([*command, "--image", "first.png", "--reference", "seen.png", "--conditioning_scale", "0.5"]) == 0
+    meta = json.loads((here / "a.json").read_text())
+    assert [{"image", "reference"} & set(source) for source in meta["given"]] == [{"image"}, {"reference"}]
+    assert (meta["num_frames"], meta["conditioning_scale"]) == (5, 0.5)
+    assert read_video(here / "a.gif").frames.shape[0] == 5
+    said(capsys)
+    assert main([*command, "--force", "--guidance_scale_2", "2"]) == 2
+    assert "--guidance_scale_2 is for models of two denoisers" in said(capsys)[1]

@@ -14,7 +14,8 @@ from dit_video.diffusion.sample import scan
 from dit_video.diffusion.schedule import Schedule
 from dit_video.diffusion.solvers import SOLVERS
 from dit_video.generate.clip import frames_sha256
-from dit_video.generate.pipeline import Unfinished, VideoPipeline
+from dit_video.generate.pipeline import VideoPipeline
+from dit_video.generate.unfinished import Unfinished
 from dit_video.models.dit import DiT
 
 PROMPT = "a red circle moves right"

@@ -5,7 +5,8 @@ import pytest
 
 from dit_video.core.errors import BadInput
 from dit_video.diffusion.schedule import Schedule
-from dit_video.generate.request import nearest_trained, parse_aspect, resolve
+from dit_video.generate.extent import nearest_trained, parse_aspect
+from dit_video.generate.request import resolve
 
 PROMPT = "a red circle moves right"
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from dit_video.diffusion.known import known
-from dit_video.generate.pipeline import Unfinished, VideoPipeline
+from dit_video.generate.pipeline import VideoPipeline
 from dit_video.generate.programs import Programs
+from dit_video.generate.unfinished import Unfinished
 
 PROMPT = "a red circle moves right"
 SLOTS = 5

@@ -6,27 +6,32 @@ import runpy
 import secrets
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from dit_video.core.types import Text, Time
-from dit_video.diffusion.experts import by_time
-from dit_video.diffusion.guidance import guided, in_one_batch
-from dit_video.diffusion.known import hold, known
-from dit_video.diffusion.sample import start, step_function
+from dit_video.diffusion.sample import iterate, start, step_function
 from dit_video.diffusion.schedule import Schedule
-from dit_video.diffusion.solvers import UniPC
-from dit_video.models.dit import Control, DiT
+from dit_video.diffusion.solvers import solver_named
+from dit_video.generate.pipeline import VideoPipeline
+from dit_video.generate.request import native_shift, resolve
+from dit_video.models.dit import Control, DiT, DiTConfig
 from dit_video.models.given import control_latents, kept_and_made, with_mask
 from dit_video.models.image_encoder import ImageEncoder, prepare
-from dit_video.models.text import TextEncoder
-from dit_video.models.vae import VAE
+from dit_video.models.text import TextConfig, TextEncoder
+from dit_video.models.tokenizer import Tokens
+from dit_video.models.vae import VAE, VAEConfig
 from dit_video.weights import names_dit, names_image, names_text, names_vae
+from dit_video.weights.lora import merge, read_lora
+from dit_video.weights.model import Defaults, Model
 from dit_video.weights.names import check, flatten, to_foreign, to_ours, unflatten
+from dit_video.weights.released import with_defaults
 
 TOOLS = Path(__file__).parents[2] / "tools"
 TOOL = {
@@ -46,15 +51,23 @@ def family(stage: str) -> str:
     return stage.partition("_")[0] if stage.partition("_")[0] in FAMILIES else "dit"
 
 
-def parts(stage: str, config: dict) -> list[tuple[str, str, dict]]:
-    """(prefix of names, family, config) of every model of a stage."""
-    if stage in ("picture", "given"):
-        return []
+PARTS = {  # of a pipeline: ours, prefix of its names, family
+    "dit": ("transformer.", "dit"),
+    "dit_2": ("transformer_2.", "dit"),
+    "vae": ("vae.", "vae"),
+    "text": ("text_encoder.", "text"),
+    "image": ("image_encoder.", "image"),
+}
+
+
+def parts(stage: str, config: dict) -> dict[str, tuple[str, str, dict]]:
+    """{part: (prefix of names, family, config)} of every model of a stage."""
+    if stage in ("picture", "given", "scheduler"):
+        return {}
     if not stage.startswith("pipeline"):
-        return [("", family(stage), config)]
-    both = [("transformer_2.", "dit", config["transformer"])] if config["boundary"] else []
-    image = [("image_encoder.", "image", config["image_encoder"])] if config["image_encoder"] else []
-    return [("transformer.", "dit", config["transformer"]), *both, ("vae.", "vae", config["vae"]), *image]
+        return {family(stage): ("", family(stage), config)}
+    of = {part: config["transformer" if kind == "dit" else prefix[:-1]] for part, (prefix, kind) in PARTS.items()}
+    return {part: (*PARTS[part], of[part]) for part in PARTS if of[part] and (part != "dit_2" or config["boundary"])}
 
 
 def abstract(kind: str, config: dict, dtype: str = "float32"):
@@ -142,83 +155,77 @@ def given(stage, config, seed, dtype, inputs):
     }
 
 
+def lora(stage, config, seed, dtype, inputs):
+    """The denoiser with the adapter of a file merged into it."""
+    cfg, graph, state, shapes, table = abstract("dit", config, dtype)
+    tensors = {name: inputs[name] for name in inputs if name.startswith("transformer.")}
+    with TemporaryDirectory() as folder:
+        save_file(tensors, f"{folder}/lora.safetensors")
+        found = read_lora(f"{folder}/lora.safetensors", {"dit": cfg})["dit"]
+        merged = merge(unflatten(to_ours(table, drawn(table, shapes, seed), shapes)), found, cfg)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, merged))
+    time, text = Time(inputs["t"][:, None], None), Text(inputs["rows"], inputs["length"])
+    run = jax.jit(lambda state, x, time, text: nnx.merge(graph, state)(x, time, text))
+    return {"velocity": run(state, *jax.tree.map(jnp.asarray, (inputs["x"], time, text)))}
+
+
+def scheduler(stage, config, seed, dtype, inputs):
+    """The solver and the shift that a model takes from its scheduler_config.json."""
+    outputs = {}
+    for name in ("unipc", "euler"):
+        model = with_defaults(Model(DiTConfig(), VAEConfig(), TextConfig(), {}, None, config[name]))
+        solver = solver_named(model.defaults.solver)
+        schedule = Schedule(config["steps"], native_shift(model), solver.schedule)
+        step = jax.jit(step_function(lambda x, t, memory: (TOOL["bent"](x, t.values[0, 0], jnp.sin), memory), solver))
+        path = [carry.x for _, carry in iterate(step, start(jnp.asarray(inputs["x"]), solver), schedule)]
+        outputs |= {f"{name}_times": 1000 * schedule.instants().model[:-1], f"{name}_path": np.stack(path)}
+    return outputs
+
+
+class Ids:
+    """A tokenizer of two texts, whose ids are known."""
+
+    def __init__(self, **known):
+        self.known = known
+
+    def encode(self, texts, max_length=512):
+        ids, length = zip(*(self.known[text] for text in texts), strict=True)
+        return Tokens(np.stack(ids), np.stack(length), ("",) * len(texts))
+
+    def decode(self, ids):
+        return ""
+
+
 def pipeline(stage, config, seed, dtype, inputs):
-    """A whole run, composed of what a run is made of: no pipeline of ours stands between the models and the frames."""
-    states = {prefix[:-1]: build(kind, part, seed, dtype, prefix) for prefix, kind, part in parts(stage, config)}
-    latents = jnp.asarray(inputs["latents"])
-    pixels = {name: inputs[name] / np.float32(127.5) - 1 for name in ("pictures", "video")}
-    text = Text(jnp.asarray(inputs["rows"]), jnp.asarray(inputs["length"]))
-    graphs = {name: graph for name, (graph, _) in states.items()}
-    frames = config["frames"]
-
-    def merged(weights, name):
-        return nnx.merge(graphs[name], weights[name])
-
-    def encode(weights, video):
-        vae = merged(weights, "vae")
-        return vae.normalize(vae.encode(video)[0])
-
-    def beside(weights):
-        """(channels after the noise's, tokens of the image encoder, control, what is known)"""
-        first, last = (jnp.asarray(picture)[None, None] for picture in pixels["pictures"])
-        tokens, flf2v = None, config["transformer"]["pos_embed_seq_len"]
-        if config["image_encoder"]:
-            size, pictures = config["image_encoder"]["image_size"], inputs["pictures"][: 2 if flf2v else 1]
-            tokens = merged(weights, "image_encoder")(jnp.stack([prepare(p, size) for p in pictures]))
-            tokens = jnp.concatenate([tokens.reshape(1, -1, tokens.shape[-1])] * 2)  # with the prompt and without it
-        if config["references"]:
-            mask = jnp.asarray(inputs["mask"] > 127, jnp.float32)[None]
-            halves = [encode(weights, half) for half in kept_and_made(jnp.asarray(pixels["video"])[None], mask)]
-            references = jnp.concatenate([encode(weights, picture) for picture in (first, last)], 1)
-            return None, tokens, control_latents(*halves, mask, references), None
-        if config["pipeline"] == "WanPipeline":
-            return None, tokens, None, None
-        if config["expand_timesteps"]:
-            return None, tokens, None, jnp.broadcast_to(encode(weights, first), latents.shape)
-        grey = jnp.zeros((1, frames - 2, *first.shape[2:]))
-        clip = jnp.concatenate([first, grey, last if flf2v else 0 * last], 1)
-        ends = jnp.zeros((1, frames), bool).at[:, 0].set(True).at[:, -1].set(bool(flf2v))
-        return with_mask(encode(weights, clip), ends), tokens, None, None
-
-    def start_of(weights):
-        channels, tokens, control, clean = beside(weights)
-        experts = [name for name in graphs if name.startswith("transformer")]
-        return {name: merged(weights, name).context(text, tokens) for name in experts}, channels, control, clean
-
-    weights = {name: state for name, (_, state) in states.items()}
-    contexts, channels, control, clean = jax.jit(start_of)(weights)
-    first_slot = jnp.zeros(latents.shape[:4], bool).at[:, 0].set(True)
-    if control is not None:
-        control = Control(jnp.concatenate([control, control]), jnp.ones(len(config["transformer"]["vace_layers"])))
-
-    def step(weights, carry, now, then, contexts, channels, control, clean):
-        def expert(name, scale):
-            def velocity(x, t, memory):
-                if channels is not None:
-                    x = jnp.concatenate([x, jnp.concatenate([channels] * len(x))], -1)
-                return merged(weights, name)(x, t, contexts[name], control=control), memory
-
-            pair = in_one_batch(velocity)
-            return guided(pair if clean is None else known(pair, clean, first_slot), scale)
-
-        field = expert("transformer", config["guidance"])
-        if config["boundary"]:
-            field = by_time(field, expert("transformer_2", config["guidance_2"]), config["boundary"])
-        return step_function(field, UniPC())(carry, now, then)[0]
-
-    step, carry = jax.jit(step), start(latents, UniPC())
-    for now, then in Schedule(config["steps"], config["flow_shift"]).pairs():
-        carry = step(weights, carry, now, then, contexts, channels, control, clean)
-    x = carry.x[:, config["references"] :] if clean is None else hold(carry.x, clean, first_slot)
-
-    def decode(weights, x):
-        vae = merged(weights, "vae")
-        return vae.decode(vae.denormalize(x)) / 2 + 0.5
-
-    return {"frames": jax.jit(decode)(weights, x)}
+    """A whole run, from ids of prompts, pictures and starting noise to frames."""
+    cfgs, params = {}, {}
+    for part, (prefix, kind, mine) in parts(stage, config).items():
+        cfgs[part], _, _, shapes, table = abstract(kind, mine)
+        params[part] = unflatten(to_ours(table, drawn(table, shapes, seed, prefix), shapes))
+    (height, width), told = config["size"], zip(inputs["ids"], inputs["length"], strict=True)
+    settings = {"_class_name": "UniPCMultistepScheduler", "flow_shift": config["flow_shift"]}
+    defaults = Defaults(height, width, config["frames"], config["frames"], conditions=("first",))
+    pipe = VideoPipeline(
+        Model(**cfgs, params=params, tokenizer=Ids(**dict(zip(("with", "without"), told, strict=True))),
+              scheduler=settings, defaults=defaults, pipeline=config["pipeline"], boundary=config["boundary"],
+              expand_timesteps=config["expand_timesteps"])
+    )  # fmt: skip
+    first, last = inputs["pictures"]
+    asked = {"image": first} if config["pipeline"] == "WanImageToVideoPipeline" else {}
+    asked |= {"last_image": last} if config["transformer"]["pos_embed_seq_len"] else {}
+    asked |= {"reference": [first, last]} if config["references"] else {}
+    request = resolve(pipe.model, "with", negative_prompt="without", height=height, width=width, seed=0,
+                      num_frames=config["frames"], num_inference_steps=config["steps"],
+                      guidance_scale=config["guidance"], guidance_scale_2=config["guidance_2"], **asked)  # fmt: skip
+    if config["references"]:  # files of footage would be compressed
+        request = replace(request, given=replace(request.given, video=inputs["video"], keep=inputs["mask"] < 128))
+    latents = pipe.run(request, latents=inputs["latents"], output_type="latent").frames[0]
+    video = jax.jit(pipe.programs.decode_piece)(pipe.params["vae"], latents[None], None)[0]
+    return {"frames": video / 2 + 0.5}
 
 
-OURS = {"text": text, "image": image, "vae": vae, "dit": dit, "picture": picture, "given": given, "pipeline": pipeline}
+OURS = {"text": text, "image": image, "vae": vae, "dit": dit, "picture": picture, "given": given, "lora": lora,
+        "scheduler": scheduler, "pipeline": pipeline}  # fmt: skip
 
 
 def ours(stage, config, seed, inputs, dtype="float32"):
@@ -245,7 +252,7 @@ def stages(*quick: str) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in STAGES]
 
 
-@pytest.mark.parametrize("stage", stages("pipeline_i2v_a14b"))
+@pytest.mark.parametrize("stage", stages("pipeline_i2v_a14b", "pipeline_flf2v", "pipeline_vace"))
 def test_the_numbers_of_the_golden(stage):
     stored = dict(np.load(GOLDENS / f"{stage}.npz"))
     seed, config = int(stored.pop("seed")), json.loads(str(stored.pop("config")))
@@ -254,12 +261,12 @@ def test_the_numbers_of_the_golden(stage):
 
 
 @pytest.mark.parametrize(
-    "stage", [name for name in STAGES if name not in ("picture", "given") and not name.startswith("pipeline")]
+    "stage", [n for n in STAGES if n not in ("picture", "given", "lora", "scheduler") and not n.startswith("pipeline")]
 )
 def test_weights_go_there_and_back(stage):
     """Bit by bit, and the config too."""
     config = json.loads(str(np.load(GOLDENS / f"{stage}.npz")["config"]))
-    for _, kind, part in parts(stage, config):
+    for _, kind, part in parts(stage, config).values():
         cfg, _, _, shapes, table = abstract(kind, part)
         foreign = drawn(table, shapes, 5)
         back = to_foreign(table, to_ours(table, foreign, shapes))
@@ -292,7 +299,7 @@ def test_the_numbers_of_the_reference(stage, seed):
     module, expected = TOOL["refer"](STAGES[stage], seed, config, inputs)
     if module is not None:
         theirs = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        for prefix, kind, part in parts(stage, config):
+        for prefix, kind, part in parts(stage, config).values():
             _, _, _, shapes, table = abstract(kind, part)
             mine = {name.removeprefix(prefix): theirs.pop(name) for name in [*theirs] if name.startswith(prefix)}
             check(table, mine, shapes, what)

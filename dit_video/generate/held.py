@@ -1,0 +1,89 @@
+"""Weights where they are computed with: each part is placed when it is first used, and what a run needs once is let go.
+
+The text encoder of the released models is larger than most of their denoisers, and it is done before the first step. So
+with large models it comes first and goes before the denoiser comes; the second of two denoisers takes the place of the
+first where there is no room for both. What was let go is read again when it is wanted again.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from dit_video.core.log import log
+
+LARGE = 2**30  # bytes from which a part is worth letting go
+ONCE = ("text", "image")  # parts that are done before the first step
+
+
+class Held(Mapping[str, Any]):
+    """`held[part]` is placed. Iterating goes over what there is, placed or not."""
+
+    def __init__(self, source: Mapping[str, Any], put: Callable[[str], Any], number: int, free: Callable):
+        """`put` places a part; `number` is about how many bytes it makes of one number; `free()` says how many bytes
+        there are for them (None: nobody knows, or enough)."""
+        self.placed: dict[str, Any] = {}
+        self.put, self.free, self.seconds = put, free, 0.0
+        self.bytes = {
+            part: number * sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in source.items()
+        }
+        self.large = sum(self.bytes.values()) >= LARGE
+        if not self.large:
+            for part in self:
+                self[part]
+
+    def __getitem__(self, part: str) -> Any:
+        if part not in self.placed:
+            began = time.perf_counter()
+            self.placed[part] = self.put(part)
+            self.seconds += time.perf_counter() - began
+            log.debug("placed the weights of %s", part)
+        return self.placed[part]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.bytes)
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes that will be placed beside what is there, at the least: the VAE and a denoiser."""
+        if self.free() is None:
+            return 0
+        missing = {part: size for part, size in self.bytes.items() if part not in self.placed}
+        denoiser = 0 if {"dit", "dit_2"} & set(self.placed) else self.bytes["dit"]
+        return denoiser + missing.get("vae", 0)
+
+    def let_go(self, part: str) -> None:
+        """Drops a part of `ONCE` that is worth it."""
+        if part in ONCE and self.bytes[part] >= LARGE:
+            self.placed.pop(part, None)
+
+    def in_place_of(self, other: str, part: str) -> Any:
+        """A part; without `other` from now on, where there is no room for both."""
+        free = self.free()
+        if part not in self.placed and free is not None and self.bytes[part] > free:
+            self.placed.pop(other, None)
+        return self[part]
+
+    def broken(self) -> list[str]:
+        """The parts here that hold NaN or infinity."""
+        return [part for part, tree in self.placed.items() if not _finite(tree)]
+
+
+def _finite(weights: Any) -> bool:
+    return all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(weights))
+
+
+def weights_hash(weights: Any) -> str:
+    """Twelve hex digits of all arrays with their names, in the order of names."""
+    total = hashlib.sha256()
+    for path, leaf in sorted(jax.tree.leaves_with_path(weights), key=lambda item: jax.tree_util.keystr(item[0])):
+        total.update(jax.tree_util.keystr(path).encode())
+        total.update(np.ascontiguousarray(leaf))
+    return total.hexdigest()[:12]
