@@ -171,8 +171,9 @@ class Run:
             raise BadInput(f"--workdir {self.path} cannot be written: {error.strerror}") from error
 
     def put_aside(self) -> None:
-        """Renames the checkpoints and metrics of an earlier run in the same folder to `*.1`, `*.2`, ..."""
-        for name in ("checkpoints", "metrics.jsonl", "samples", "experiment.json", "vae", "tokenizer"):
+        """Renames what an earlier run left in the same folder to `*.1`, `*.2`, ..."""
+        kept = ("checkpoints", "metrics.jsonl", "tensorboard", "samples", "experiment.json", "vae", "tokenizer", "lora")
+        for name in kept:
             old = self.path / name
             if old.exists():
                 number = next(n for n in range(1, 10_000) if not (self.path / f"{name}.{n}").exists())
@@ -309,6 +310,7 @@ def load_run(path: str | os.PathLike[str], ema: str | float | None = None, step:
         tokenizer=tokenizer,
         scheduler=scheduler(run.resolved("path").shift),
         defaults=run.resolved("defaults") or Defaults(),
+        name=str(path),
     )
 
 

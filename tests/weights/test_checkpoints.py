@@ -193,6 +193,7 @@ def test_a_run_is_a_model(run, tiny, ema, factor):
     assert (model.dit, model.text, model.defaults) == (tiny.dit, tiny.text, tiny.defaults)
     assert model.tokenizer.model == tiny.tokenizer.model
     assert model.scheduler["flow_shift"] == 3.0
+    assert model.name == str(run.path), "what a clip says it was made with is found again"
 
 
 def test_a_run_is_found_by_its_name_and_leaves_as_a_folder(run, tiny, tmp_path):
