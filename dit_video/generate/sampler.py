@@ -254,7 +254,10 @@ class Sampler:
         return np.asarray(carry.x)
 
     def _reuse(self, index: int) -> Reuse | None:
-        return self.reuse[index] if self.reuse else None
+        """What a step is told. The first that is made (with --strength not that of the schedule) has no velocity to
+        take again."""
+        told = self.reuse[index] if self.reuse else None
+        return told._replace(again=np.bool_(False)) if told and index == self.first else told
 
     def _stopped(self, latents: Latents) -> Unfinished:
         steps = f"step {self.done}/{self.total}"
@@ -394,7 +397,7 @@ class Sampler:
             arguments = (Carry(part, state, ()), now, then, v)
             ready = self.programs.prepare({"finish": ((self.solver,), finish, arguments)})
             carry, finite = ready["finish"](*arguments)
-            check_finite(finite, index, self.schedule.steps)
+            check_finite(finite, index + 1, self.schedule.steps)
             part[:] = np.asarray(carry.x)
             states[n] = None if index + 1 == self.schedule.steps else jax.tree.map(np.asarray, carry.solver)
             if self.reuse:

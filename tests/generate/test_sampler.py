@@ -121,6 +121,17 @@ def test_a_strength_starts_from_the_footage(pipe, tmp_path):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("long", ["single", "window"])
+def test_a_strength_with_a_cache_evaluates_the_first_step_that_is_made(pipe, tmp_path, long):
+    """The cache would leave out the step that the run begins with, and nothing is kept yet. (This network's velocity is
+    the same at all steps: caching changes nothing.)"""
+    from dit_video.data.video import write_video
+
+    write_video(tmp_path / "a.mp4", np.full((17, 32, 32, 3), 200, np.uint8), 8.0)
+    given = {"video": str(tmp_path / "a.mp4"), "strength": 0.5, "num_inference_steps": 8, "long": long}
+    np.testing.assert_allclose(slots(pipe, cache="fast", **given), slots(pipe, **given), atol=1e-4)
+
+
 def test_a_callback_sees_where_it_goes_and_can_stop(pipe):
     """`data` is the network's answer at every step; what was whole when it was stopped is kept."""
     seen = []
