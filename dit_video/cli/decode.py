@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from dit_video.cli.generate import prepare_jax
+    from dit_video.core.errors import BadInput
     from dit_video.core.log import Progress, log
     from dit_video.generate.clip import check_free, check_writable, load_latents
     from dit_video.generate.decode import strips_of
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     strips = strips_of(latents, about)
     name = source.name.removesuffix(".npz").removesuffix(".latents")
     path = Path(args.output) if args.output else source.with_name(f"{name}.mp4")
-    check_free(path, args.force)
+    check_free(path, args.force, latents=False)
     check_writable(path.parent)
     prepare_jax(args.device)
 
@@ -55,6 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
     model = about.get("model", {})
     pipe = VideoPipeline.from_pretrained(args.model or model.get("name") or None, dtype=args.dtype)
+    if latents.shape[-1] != pipe.model.vae.z:
+        raise BadInput(
+            f"{source}: latents of {latents.shape[-1]} channels, and the VAE of {pipe.model.name} has "
+            f"{pipe.model.vae.z}. Give the --model that they were made with."
+        )
     if model.get("hash") not in (None, pipe.hash):
         log.warning("these latents are of another model (%s): colours and shapes may be off", model["hash"])
     if about.get("steps_done") is not None:

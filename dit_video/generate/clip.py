@@ -110,10 +110,12 @@ def output_paths(output: str | os.PathLike[str] | None, prompts: Sequence[str], 
     return paths
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Raises BadInput where `path` or the JSON beside it would be overwritten."""
+def check_free(path: Path, force: bool, *, latents: bool = True) -> None:
+    """Raises BadInput where `path` or what comes beside it would be overwritten: the JSON, and the latents, which may
+    be all that is left of a clip whose frames could not be made."""
     check_suffix(path)
-    for file in () if force else (path, path.with_suffix(".json")):
+    beside = [path.with_suffix(suffix) for suffix in (".json", *([".latents.npz"] if latents else []))]
+    for file in () if force else (path, *beside):
         if file.exists():
             raise BadInput(f"{file} exists. Give another --output, or --force to overwrite it.")
 

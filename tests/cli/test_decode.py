@@ -5,25 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from dit_video.cli import generate
 from dit_video.cli.main import main
 from dit_video.data.video import read_video
 from dit_video.generate.clip import frames_sha256
-from dit_video.weights.folder import save_model
 
 PROMPT = "a red circle moves right"
-
-
-@pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    return str(save_model(tiny, tmp_path_factory.mktemp("models") / "tiny"))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate, "prepare_jax", lambda device: None)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_a_long_clip_is_streamed_and_decoded_again(model, here, capsys):
@@ -65,6 +52,13 @@ def test_bad_input(here, capsys, argv, code, message):
     (here / "good.mp4").write_text("older")
     assert main(["decode", *argv]) == code
     assert message in capsys.readouterr().err
+
+
+def test_latents_of_another_kind_of_vae(model, here, capsys):
+    np.savez(here / "wide.npz", latents=np.zeros((3, 4, 4, 5), np.float32), metadata=np.array("{}"))
+    assert main(["decode", "wide.npz", "--model", model]) == 2
+    assert "latents of 5 channels, and the VAE of" in capsys.readouterr().err
+    assert not list(here.glob("wide.[mj]*"))
 
 
 def test_the_hash_is_of_all_frames():

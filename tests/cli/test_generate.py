@@ -9,27 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.cli import generate
 from dit_video.cli.main import main
 from dit_video.core.errors import Interrupted
 from dit_video.data.video import read_video
 from dit_video.generate.clip import frames_sha256
-from dit_video.weights.folder import save_model
 
 PROMPT = "a red circle moves right"
-
-
-@pytest.fixture(scope="module")
-def model(tiny, tmp_path_factory):
-    return str(save_model(tiny, tmp_path_factory.mktemp("models") / "tiny"))
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in, and no compile cache outside of it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generate, "prepare_jax", lambda device: None)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def said(capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dit_video.core.errors import BadInput
-from dit_video.generate.clip import Clip, frames_sha256, output_paths, slug
+from dit_video.generate.clip import Clip, check_free, frames_sha256, output_paths, slug
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
 META = {"prompt": "ein roter Bär", "seed": 7, "frames_sha256": frames_sha256(FRAMES)}
@@ -33,6 +33,14 @@ def test_nothing_is_overwritten_without_force(tmp_path):
     with pytest.raises(BadInput, match=r"a\.json exists"):
         clip.save(path)
     assert clip.save(path, force=True).is_file()
+
+
+def test_latents_that_were_kept_are_not_overwritten_by_another_clip(tmp_path):
+    """They may be all that is left of hours of sampling."""
+    (tmp_path / "a.latents.npz").write_text("kept")
+    with pytest.raises(BadInput, match=r"a\.latents\.npz exists.*--force"):
+        output_paths(tmp_path / "a.mp4", ["a"], 7, force=False)
+    check_free(tmp_path / "a.mp4", False, latents=False)  # what decodes them writes beside them
 
 
 def test_the_hash_is_of_the_raw_bytes():
