@@ -170,8 +170,11 @@ def _follow(
     share = float(weight @ alike[good])
     middle = float(np.median(error[good, shape]))
     # the area changes more smoothly than the best template's scale, which is right in the middle
-    size = np.sqrt(s.area / outline.AREA[name])
-    size *= np.median(outlines.radius[good, shape] / size[good]) if not few else outlines.radius[:, shape] / size
+    if few:
+        size = outlines.radius[:, shape].copy()
+    else:
+        size = np.sqrt(s.area / outline.AREA[name])
+        size *= np.median(outlines.radius[good, shape] / size[good])
     angle, seen = outlines.angle[:, shape].copy(), s.there.copy()
     rest = np.flatnonzero(s.there & ~good)
     if len(rest):

@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 
 from dit_video.data.toyworld import scene as words
 from dit_video.evals.measure import Object, Reading
+from dit_video.evals.outline import SYMMETRY
 
 RATES = {  # what a speed means, in the unit of `Object.rate`
     "moves": words.VELOCITY,
@@ -40,7 +41,7 @@ def moving(one: Object) -> bool:
     track, size = one.track[seen], np.log(one.radius[seen])
     way = float(np.linalg.norm(track - np.median(track, 0), axis=-1).max())
     growth = float(np.quantile(size, 0.95) - np.quantile(size, 0.05))
-    turns = {"square": 4, "triangle": 3, "star": 5}.get(one.shape, 0)
+    turns = SYMMETRY.get(one.shape, 0)
     turn = float(np.abs(np.angle(np.exp(1j * turns * np.diff(one.angle[seen]))).sum()) / turns) if turns else 0.0
     return way > _WAY or growth > _GROWTH or turn > _TURN
 

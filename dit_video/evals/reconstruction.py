@@ -10,9 +10,10 @@ from scipy import ndimage
 
 from dit_video.core.errors import DitVideoError, MissingError
 from dit_video.core.log import Progress, log
-from dit_video.data.folder import fit
+from dit_video.data.folder import MOVING_SUFFIXES
+from dit_video.data.scenes import fit
 from dit_video.data.toyworld import scene as words
-from dit_video.data.video import VIDEO_SUFFIXES, read_video, resample_indices
+from dit_video.data.video import read_video, resample_indices
 from dit_video.evals import quality
 from dit_video.evals.measure import measure
 from dit_video.evals.prompts import suite
@@ -133,7 +134,7 @@ def folder_clips(
     clips: list[Frames] = []
     names: list[str] = []
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in (*VIDEO_SUFFIXES, ".gif", ".webp") or len(clips) == count:
+        if path.suffix.lower() not in MOVING_SUFFIXES or len(clips) == count:
             continue
         try:
             footage = read_video(path, max_frames=_LONGEST)
@@ -145,5 +146,5 @@ def folder_clips(
         clips.append(np.stack([fit(footage.frames[i], height, width) for i in chosen]))
         names.append(path.name)
     if not clips:
-        raise MissingError(f"{folder} holds no videos: looked for {', '.join((*VIDEO_SUFFIXES, '.gif', '.webp'))}.")
+        raise MissingError(f"{folder} holds no videos: looked for {', '.join(MOVING_SUFFIXES)}.")
     return clips, names

@@ -175,6 +175,17 @@ def test_jump_is_no_motion():
     assert measure(spliced(clip, rendered([replace(scene, bodies=(there,))])[0])).objects[0].motion == "unclear"
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_object_that_is_hardly_in_the_picture_and_once_not_at_all():
+    """Cut off in every frame and gone in one: its size is sought, and nothing is divided by its area there."""
+    scene, _ = one(shape="star", colour="yellow", motion="still", background="black", size="large")
+    (body,) = scene.bodies
+    clip = rendered([replace(scene, bodies=(replace(body, x=0.03),))])[0]
+    clip[5] = 10
+    seen = measure(clip).objects
+    assert seen and np.isfinite(seen[0].radius).all() and not seen[0].seen[5]
+
+
 def test_one_frame_has_no_motion():
     _, clip = one(shape="ring", colour="pink", motion="moves", direction="up", background="black")
     reading = measure(clip[:1])
