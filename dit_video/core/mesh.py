@@ -4,11 +4,12 @@ Modules name logical axes (`batch`, `tokens`, `width`, `heads`, `mlp`); `Rules` 
 carries its logical axes as plain metadata (`axes=`), so a layout is a change of one table.
 """
 
+import math
 from dataclasses import dataclass, fields
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dit_video.core.errors import BadInput
@@ -72,14 +73,16 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
 
 
-def _fits(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def ways(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts these mesh axes split an array."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def fits(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """Leaves an axis whole when its mesh axes do not divide it."""
-    out = []
-    for size, axis in zip(shape, (*spec, *(None,) * (len(shape) - len(spec))), strict=True):
-        names = (axis,) if isinstance(axis, str) else (axis or ())
-        ways = int(np.prod([mesh.shape[n] for n in names])) if names else 1
-        out.append(axis if size % ways == 0 else None)
-    return P(*out)
+    axes = (*spec, *(None,) * (len(shape) - len(spec)))
+    return P(*(axis if size % ways(axis, mesh) == 0 else None for size, axis in zip(shape, axes, strict=True)))
 
 
 def shardings(state, mesh: Mesh, rules: Rules = Rules()):
@@ -91,7 +94,7 @@ def shardings(state, mesh: Mesh, rules: Rules = Rules()):
         shape = tuple(variable.get_value().shape)
         axes = variable.get_metadata().get("axes") or (None,) * len(shape)
         spec = P(*(None,) * (len(shape) - len(axes)), *rules(*axes))
-        return NamedSharding(mesh, _fits(spec, shape, mesh))
+        return NamedSharding(mesh, fits(spec, shape, mesh))
 
     tree = jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree

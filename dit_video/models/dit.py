@@ -28,6 +28,7 @@ from dit_video.nn.linear import NORMAL, SAVED, linear_layer, matmul
 from dit_video.nn.norms import HeadsNorm, LayerNorm, layer_norm, rms_norm
 from dit_video.nn.patches import grid_of, patchify, unpatchify
 from dit_video.nn.rotary import Rotary, Stretch, frame_positions, grid_positions, halves, rotary, rotate
+from dit_video.nn.splash import KEPT
 
 TIME_SCALE = 1000.0  # the model wants time in 0..1000, everything else counts it in 0..1
 MASKED = -1e30
@@ -35,7 +36,8 @@ MASKED = -1e30
 _REMAT = {
     "none": None,
     "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "attention": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "dots": jax.checkpoint_policies.save_only_these_names(SAVED, KEPT),
 }
 
 
@@ -64,8 +66,9 @@ class DiTConfig:
     rope_theta: float = 1e4
     stretch: Stretch | None = None  # of time's positions, for clips longer than those of training
     dtype: str = "float32"  # of activations and matrix products; weights, norms and time are float32
-    remat: str = "none"  # what backward computes again: none | block (everything) | dots (all but matrix products)
-    attention: str = "xla"  # xla | chunked
+    # What backward computes again: nothing, the whole block, all but attention, all but attention and matrix products.
+    remat: str = "none"  # none | block | attention | dots
+    attention: str = "xla"  # xla | chunked | splash (TPU) | splash_wide (v6e, tpu7x) | cudnn (NVIDIA)
 
     def __post_init__(self):
         if self.head_dim % 2 or self.freq_dim % 2:
@@ -158,7 +161,8 @@ class Block(nnx.Module):
             return rotate(self.split_heads(a, "batch", "tokens"), positions)
 
         v = self.split_heads(p.v(x), "batch", "tokens")
-        out = attention(turned(p.q, p.norm_q), turned(p.k, p.norm_k), v, backend=cfg.attention)
+        q, k = turned(p.q, p.norm_q), turned(p.k, p.norm_k)
+        out = attention(q, k, v, backend=cfg.attention, rules=self.rules)
         return p.out(out.reshape(x.shape))
 
     def context(self, rows: Float[Array, "B S D"], image: Float[Array, "B I D"] | None) -> Context:
@@ -177,7 +181,7 @@ class Block(nnx.Module):
     def cross_attention(self, x: Float[Array, "B L D"], seen: Context) -> Float[Array, "B L D"]:
         q = rms_norm(self.cross.q(x), self.cross.norm_q.scale[...], self.cfg.eps)
         q = self.split_heads(q, "batch", "tokens")
-        look = partial(attention, q, backend=self.cfg.attention)
+        look = partial(attention, q, backend=self.cfg.attention, rules=self.rules, keys=None)
         out = look(seen.keys, seen.values, bias=seen.bias)
         if seen.image_keys is not None:
             out = out + look(seen.image_keys, seen.image_values)
@@ -298,7 +302,7 @@ class DiT(nnx.Module):
                            f"{cfg.image_len or 'any number of'} tokens x {cfg.image_dim}")  # fmt: skip
         rows = jnp.concatenate([text.rows, jnp.zeros((B, 1, E), text.rows.dtype)], 1).astype(cfg.dtype)
         rows = self.text_out(gelu_tanh(self.text_in(rows)))
-        pads = (cfg.text_len - text.length)[:, None]
+        pads = (cfg.text_len - text.length)[:, None].astype(jnp.float32)
         real = jnp.where(jnp.arange(S) < text.length[:, None], 0.0, MASKED)
         bias = jnp.concatenate([real, jnp.where(pads > 0, jnp.log(jnp.maximum(pads, 1.0)), MASKED)], 1)
         image = None if image is None else self.image(image)

@@ -1,6 +1,9 @@
 """Attention through one door; which back end computes it is an argument.
 
 Nothing here asks which device is present: a machine that plans or exports for another must get that one's back end.
+On a mesh every device computes whole rows of some heads. Where tokens are split (the context axis), an all-to-all
+brings all tokens of a part of the heads to each device and another one takes the result back (Ulysses, 2309.14509);
+where the heads do not divide, each device keeps its queries and gathers keys and values.
 """
 
 from collections.abc import Callable
@@ -8,9 +11,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from dit_video.core.errors import BadInput
+from dit_video.core.mesh import Axis, Rules, fits, ways
+from dit_video.nn.splash import splash
 
 Heads = Float[Array, "B L n K"]
 Keys = Float[Array, "B S n K"]
@@ -39,7 +46,22 @@ def chunked(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale:
     return out.swapaxes(0, 1).reshape(B, count * rows, n, K)[:, :L]
 
 
-BACKENDS: dict[str, Callable[..., Heads]] = {"xla": plain, "chunked": chunked}
+def cudnn(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: float) -> Heads:
+    """cuDNN's flash attention on an NVIDIA GPU, in float16 or bfloat16. `bias` has no gradient here."""
+    if bias is not None:
+        lowest = jnp.finfo(q.dtype).min / 4
+        rows = jnp.maximum(jax.lax.stop_gradient(bias), lowest).astype(q.dtype)[:, None, None, :]
+        bias = jnp.broadcast_to(rows, (q.shape[0], 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation="cudnn")
+
+
+BACKENDS: dict[str, Callable[..., Heads]] = {
+    "xla": plain,
+    "chunked": chunked,
+    "splash": splash,
+    "splash_wide": partial(splash, wide=True),
+    "cudnn": cudnn,
+}
 
 
 def attention(
@@ -50,13 +72,43 @@ def attention(
     bias: Float[Array, "B S"] | None = None,
     backend: str,
     scale: float | None = None,
+    rules: Rules | None = None,
+    keys: str | None = "tokens",
 ) -> Heads:
     """Every query looks at every key: softmax(q k^T * scale + bias) v.
 
     `bias` is added to the logits of a key, for all heads and queries. Only that: it can be had on any back end, by one
     more number in queries and keys where there is no argument for it. `scale` is 1/sqrt(K) unless given.
+    rules: how queries (batch, tokens, heads) lie on the mesh in force, and `keys` the logical axis of the keys, None
+    where every device has all of them; without rules the compiler decides, which the kernels do not let it.
     Raises `BadInput` on an unknown `backend`.
     """
     if backend not in BACKENDS:
         raise BadInput(f"attention={backend!r}: there is no such back end. There are: {', '.join(sorted(BACKENDS))}.")
-    return BACKENDS[backend](q, k, v, bias, q.shape[-1] ** -0.5 if scale is None else scale)
+    one = partial(BACKENDS[backend], scale=q.shape[-1] ** -0.5 if scale is None else scale)
+    mesh = jax.sharding.get_abstract_mesh()
+    return one(q, k, v, bias) if rules is None or mesh.empty else _on_mesh(one, q, k, v, bias, mesh, rules, keys)
+
+
+def _on_mesh(
+    one: Callable[..., Heads], q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None,
+    mesh: AbstractMesh, rules: Rules, keys: str | None,
+) -> Heads:  # fmt: skip
+    queries = fits(rules("batch", "tokens", "heads", None), q.shape, mesh)
+    others = fits(rules("batch", keys, "heads", None), k.shape, mesh)
+    tokens: Axis = queries[1] if others[1] is not None else None
+
+    def local(q: Heads, k: Keys, v: Keys, *bias: Float[Array, "B S"]) -> Heads:
+        bias = bias[0] if bias else None
+        if tokens is None:
+            return one(q, k, v, bias)
+        if q.shape[2] % ways(tokens, mesh):
+            k, v = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (k, v))
+            return one(q, k, v, bias)
+        q, k, v = (jax.lax.all_to_all(x, tokens, 2, 1, tiled=True) for x in (q, k, v))
+        return jax.lax.all_to_all(one(q, k, v, bias), tokens, 1, 2, tiled=True)
+
+    args, specs = (q, k, v), (queries, others, others)
+    if bias is not None:
+        args, specs = (*args, bias), (*specs, P(queries[0], None))
+    return jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(*args)

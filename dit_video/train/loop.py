@@ -26,11 +26,10 @@ from dit_video.train.processes import in_turn, stop_agreed, whole
 from dit_video.train.step import (
     Trained,
     TrainState,
+    compiled_halves,
     initial_state,
     layout,
     loss_of,
-    make_gradients,
-    make_update,
     on,
     place,
     trained,
@@ -215,15 +214,11 @@ class Trainer:
         count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes.params))
         self.parameters = count
 
-        def halved(frozen: Any, *args: Any) -> Any:
-            return make_gradients(loss_of(self.objective, self.parts, frozen), e.accumulate)(*args)
-
         def measured(frozen: Any, *args: Any) -> Any:
             return loss_of(self.objective, self.parts, frozen)(*args)[0]
 
-        self.gradients_fn = partial(jax.jit(halved, out_shardings=(self.where.params, None)), self.frozen)
-        update = make_update(self.optimizer, e.ema)
-        self.update_fn = jax.jit(update, donate_argnums=0, out_shardings=(self.where, None))
+        halves = compiled_halves(self.objective, self.parts, self.optimizer, self.where, e.ema, e.accumulate)
+        self.gradients_fn, self.update_fn = partial(halves[0], self.frozen), halves[1]
         self.measure_fn = partial(jax.jit(measured), self.frozen)
         log.info(
             "%s parameters, batch %d, steps %d, %d device(s), %s",

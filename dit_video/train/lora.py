@@ -90,7 +90,8 @@ def attach(params: Any, learnt: Any, scale: float) -> dict[Any, Any]:
 
 @dataclass(frozen=True)
 class FineTune:
-    """The objective of `Denoise` on a model that `--init` names. With `lora` None all of the denoiser learns.
+    """The objective of `Denoise` on a model that `--init` names. With `lora` None all of the denoiser learns; with
+    `scratch` too it begins at random, and only the text encoder and the VAE are the model's.
 
     `denoise.dit` and `denoise.text` give dtype, rematerialisation and attention; their sizes are the model's.
     """
@@ -98,6 +99,7 @@ class FineTune:
     denoise: Denoise = Denoise()
     lora: LoRA | None = LoRA()
     keep: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # what is frozen is kept as
+    scratch: bool = False  # the denoiser begins at random
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["FineTune", Base]:
         """With the sizes of the model that `--init` names. Raises `BadInput` without one."""
@@ -113,6 +115,8 @@ class FineTune:
         vae = read(start.params["vae"], np.float32)
         base = Base(start.vae, vae, start.tokenizer, start, experiment.prompts)
         if self.lora is not None:
+            if self.scratch:
+                raise BadInput("scratch: adapters stand beside a trained denoiser. Set objective.lora to none.")
             self.lora.paths(dit)
         return replace(self, denoise=replace(self.denoise, dit=dit, text=text, defaults=start.defaults)), base
 
@@ -122,7 +126,8 @@ class FineTune:
         return {"lora": adapters(self.denoise.dit, self.lora, rngs=rngs)}
 
     def initial(self, base: Base) -> dict[str, Any] | None:
-        return {"dit": read(base.start.params["dit"], np.float32)} if self.lora is None else None
+        whole = self.lora is None and not self.scratch
+        return {"dit": read(base.start.params["dit"], np.float32)} if whole else None
 
     def fixed(self) -> dict[str, tuple[type, Any]]:
         """The modules that do not learn: class and config."""

@@ -153,6 +153,27 @@ def make_step(
     return step
 
 
+def compiled_halves(
+    objective: Any,
+    parts: Trained,
+    optimizer: optax.GradientTransformation,
+    where: TrainState,
+    decays: tuple[float, ...],
+    accumulate: int = 1,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two programs of a step, to be called or lowered: gradients(frozen, params, step, batch, key), and
+    update(state, gradients, metrics), which is given the state to write into."""
+
+    def first(frozen: Any, *args: Any) -> Any:
+        return make_gradients(loss_of(objective, parts, frozen), accumulate)(*args)
+
+    second = make_update(optimizer, decays)
+    return (
+        jax.jit(first, out_shardings=(where.params, None)),
+        jax.jit(second, donate_argnums=0, out_shardings=(where, None)),
+    )
+
+
 def state_shardings(state: TrainState, params: Any, mesh: Mesh) -> TrainState:
     """Where everything lies: averages and moments beside their parameters, the rest on every device.
 

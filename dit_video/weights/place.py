@@ -46,6 +46,27 @@ def place(
     return unflatten(out)
 
 
+def placed(shapes: Mapping[Any, Any], where: Mapping[Any, Any], keep: str) -> dict[Any, Any]:
+    """The shapes of what `place` would give, with their shardings; nothing is made."""
+    spots, out = flatten(where), {}
+    for path, leaf in flatten(shapes).items():
+        spot, shape = spots[path], leaf.shape
+        if keep == "int8" and _in_layers(path, shape):
+            one_row = (*shape[:-2], 1, shape[-1])
+            out[path] = Int8(jax.ShapeDtypeStruct(shape, np.int8, sharding=spot),
+                             jax.ShapeDtypeStruct(one_row, np.float32, sharding=_one_row(spot, shape)))  # fmt: skip
+        else:
+            kind = weight_dtype(path, "bfloat16" if keep == "int8" else keep)
+            out[path] = jax.ShapeDtypeStruct(shape, kind, sharding=spot)
+    return unflatten(out)
+
+
+def _one_row(spot: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """Of the scales of a matrix, which have one row."""
+    axes = (*spot.spec, *(None,) * (len(shape) - len(spot.spec)))
+    return NamedSharding(spot.mesh, P(*axes[:-2], None, axes[-1]))
+
+
 def _in_layers(path: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is a stack of matrices: nearly all of a transformer's bytes."""
     return path.endswith("kernel") and len(shape) == 3 and ("blocks" in path or "layers" in path)
@@ -53,10 +74,7 @@ def _in_layers(path: str, shape: tuple[int, ...]) -> bool:
 
 def _put(leaf: Any, spot: Any, offload: bool) -> Any:
     if isinstance(leaf, Int8):
-        flat = spot
-        if spot is not None:  # a scale has one row
-            axes = (*spot.spec, *(None,) * (len(leaf.shape) - len(spot.spec)))
-            flat = NamedSharding(spot.mesh, P(*axes[:-2], None, axes[-1]))
+        flat = spot and _one_row(spot, leaf.shape)
         return Int8(_put(leaf.values, spot, offload), _put(leaf.scale, flat, False))
     if offload:
         spot = SingleDeviceSharding(jax.local_devices()[0]) if spot is None else spot
