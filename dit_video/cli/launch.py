@@ -106,16 +106,9 @@ def run(args: argparse.Namespace) -> int:
 
 def choose_slice(args: argparse.Namespace) -> "Slice":
     """What was asked for, or what the experiment's docstring names. Raises BadInput."""
-    from dit_video.core.config import packaged_experiments
     from dit_video.core.errors import BadInput
-    from dit_video.core.slices import find_slice, parse_slice
 
-    if args.topology is not None:
-        chosen = parse_slice(args.topology)
-    else:
-        path = Path(args.experiment)
-        path = path if path.is_file() else packaged_experiments().get(path.stem, path)
-        chosen = find_slice(ast.get_docstring(ast.parse(path.read_text())) or "") if path.is_file() else None
+    chosen = named_slice(args.experiment, args.topology)
     if chosen is None:
         raise BadInput(f"{args.experiment} names no TPU in its docstring. Give --topology, such as v5e:4x4.")
     if args.target == "queued-resources" and chosen.cloud_type is None:
@@ -123,6 +116,18 @@ def choose_slice(args: argparse.Namespace) -> "Slice":
     if args.target == "queued-resources" and args.slices > 1:
         raise BadInput("--slices: several slices are one job in GKE only. Use --target gke.")
     return chosen
+
+
+def named_slice(experiment: str, topology: str | None) -> "Slice | None":
+    """The slice that was asked for, else the one that the experiment's docstring names, if any. Raises BadInput."""
+    from dit_video.core.config import packaged_experiments
+    from dit_video.core.slices import find_slice, parse_slice
+
+    if topology is not None:
+        return parse_slice(topology)
+    path = Path(experiment)
+    path = path if path.is_file() else packaged_experiments().get(path.stem, path)
+    return find_slice(ast.get_docstring(ast.parse(path.read_text())) or "") if path.is_file() else None
 
 
 def check(args: argparse.Namespace, devices: int, hosts: int) -> None:

@@ -32,6 +32,7 @@ VERBS = {
     "inspect": "how a clip was made; makes it again and compares",
     "doctor": "devices, versions, codecs, cache, disk; what to install",
     "warmup": "compiles ahead for given shapes",
+    "plan": "memory and speed of a run, before it is paid for",
     "launch": "writes what a cluster runs: JobSet, queued resources, Slurm",
 }
 

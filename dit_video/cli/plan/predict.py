@@ -1,0 +1,200 @@
+"""From compiled programs to a plan: what fits, how long a step takes and why.
+
+One number is fitted: how much of its peak an attention kernel reaches, to the one public training figure of a model of
+this kind on TPUs (Wan 2.1 14B at 1280x720x81, batch 1, on 4 chips of v5p: 36.0 s a step, MaxDiffusion's README). The
+figures beside it are left out of the fit; tools/plan_table.py shows what is predicted for them.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from dit_video.cli.plan import abstract
+from dit_video.cli.plan.abstract import Program, device_bytes
+from dit_video.cli.plan.chips import Chip, Wiring, wiring
+from dit_video.cli.plan.costs import Cost, Efficiency, cost
+from dit_video.cli.plan.hlo import parse
+from dit_video.core.config import override
+from dit_video.core.log import log
+from dit_video.core.mesh import make_mesh
+from dit_video.models.dit import flops
+from dit_video.train.experiment import Experiment
+from dit_video.train.lora import FineTune
+from dit_video.train.metrics import count_flops
+from dit_video.train.step import loss_of, trained
+
+KERNELS = 1.0  # fitted, see above
+PRODUCTS = 0.9  # assumed: of large products outside of kernels
+FITTED = Efficiency(PRODUCTS, KERNELS)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to plan for. `hbm`: bytes that one of them has."""
+
+    name: str
+    chips: int
+    devices: list[Any]
+    chip: Chip | None  # None: no data sheet, so memory only
+    hbm: float
+
+    @property
+    def wiring(self) -> Wiring | None:
+        return self.chip and wiring(self.chip, self.devices)
+
+    def costs(self, program: Program) -> Cost:
+        return cost(parse(program.text), self.wiring, FITTED) if self.chip else Cost()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `dit-video plan` says. Bytes are those of one device, seconds those of a step (or of a clip)."""
+
+    target: Target
+    what: str
+    hbm: dict[str, int]
+    fits: bool
+    cost: Cost
+    parts: dict[str, Cost] = field(default_factory=dict)
+    model_flops: float = 0.0
+    tokens: int = 0
+    compile_seconds: float = 0.0
+    change: str | None = None  # what would make it fit
+
+    @property
+    def mfu(self) -> float | None:
+        chip = self.target.chip
+        known = chip and self.fits and self.cost.seconds
+        return self.model_flops / (self.cost.seconds * self.target.chips * chip.flops) if known else None
+
+    def price(self, an_hour: float, times: int = 1000) -> float:
+        """Of `times` steps, at a price of a chip for an hour."""
+        return an_hour * self.target.chips * self.cost.seconds * times / 3600
+
+    def report(self) -> dict[str, Any]:
+        """Plain data."""
+        c, timed = self.cost, self.target.chip is not None and self.fits
+        return {
+            "fits": self.fits,
+            "topology": self.target.name,
+            "chips": self.target.chips,
+            "what": self.what,
+            "hbm_bytes": self.hbm,
+            "hbm_limit": int(self.target.hbm),
+            "step_seconds": c.seconds if timed else None,
+            "by": {"compute": c.compute, "memory": c.memory, "collectives": c.collectives, "exposed": c.exposed}
+            if timed else None,
+            "parts": {name: part.seconds for name, part in self.parts.items()} if timed else None,
+            "tokens": self.tokens,
+            "model_flops": self.model_flops,
+            "program_flops": c.flops * len(self.target.devices),
+            "collective_bytes": c.wire,
+            "mfu": self.mfu,
+            "compile_seconds": round(self.compile_seconds, 1),
+            "change": self.change,
+        }  # fmt: skip
+
+
+def plan_training(experiment: Experiment, target: Target, search: bool = True) -> Plan:
+    """A step of the heaviest batch. With `search`, where it does not fit, the first change of `changes` that makes it
+    fit is compiled too, and named."""
+    plan = _plan_training(experiment, target)
+    if plan.fits or not search:
+        return plan
+    for flags, changed in changes(experiment):
+        log.info("does not fit; trying %s", flags)
+        other = _plan_training(changed, target)
+        if other.fits:
+            return replace(plan, change=flags, compile_seconds=plan.compile_seconds + other.compile_seconds)
+    return replace(plan, change="more chips: no change of remat, mesh or averages tried here is enough")
+
+
+def _plan_training(experiment: Experiment, target: Target) -> Plan:
+    run = abstract.train(experiment, make_mesh(experiment.mesh, target.devices))
+    hbm = {
+        "parameters": device_bytes(run.state.params),
+        "optimizer": device_bytes(run.state.opt),
+        "ema": device_bytes(run.state.ema),
+        "frozen": device_bytes(run.frozen),
+    }
+    resident, seconds = sum(hbm.values()), 0.0
+    parts, peaks, activations, whole = {}, [], 0, True
+    for make in run.programs():
+        try:
+            program = make()
+        except jax.errors.JaxRuntimeError as error:
+            peaks.append(refused(error))
+            whole = False
+            break
+        seconds += program.seconds
+        parts[program.name] = target.costs(program)
+        # The update is given all of the state and the gradients; the first half has only a part of it as arguments.
+        peaks.append(max(resident, program.arguments) + program.temporaries + program.outputs)
+        activations = max(activations, program.temporaries)
+    hbm |= {"gradients": hbm["parameters"], "activations": activations, "total": max(peaks)}
+    return Plan(
+        target, run.size, hbm, whole and max(peaks) <= target.hbm, sum(parts.values(), Cost()), parts,
+        model_flops(run), run.tokens, seconds,
+    )  # fmt: skip
+
+
+def refused(error: Exception) -> int:
+    """Bytes that the compiler would have needed, from what it said when it gave up. Raises the error again when it is
+    about something else."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT])i?B? of ", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
+        raise error
+    return int(float(found[1]) * 1024.0 ** ("KMGT".index(found[2]) + 1))
+
+
+def model_flops(run: abstract.Train) -> float:
+    """Of a step over all devices: two for each multiply-add of the model's matrix products, three times the forward
+    pass (twice where the denoiser does not learn, only adapters), nothing for what is computed again. Of fine-tuning,
+    the denoiser's alone."""
+    objective, e = run.objective, run.experiment
+    if isinstance(objective, FineTune):
+        dit, batch = objective.denoise.dit, run.batch
+        extra = 0 if batch.extra is None else batch.extra.latents.shape[1]
+        one = flops(dit, batch.latents.shape[1:4], batch.ids.shape[1], extra)
+        return run.clips * one * (3 if objective.lora is None else 2)
+    plain = objective
+    if getattr(objective, "dit", None) is not None:
+        plain = replace(objective, dit=replace(objective.dit, attention="xla"))
+    loss = loss_of(plain, trained(plain, e.rules))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return 3 * count_flops(lambda *args: loss(*args)[0], run.state.params, run.batch, key)
+
+
+def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
+    """Changes that save memory, as flags, the cheapest in time first, each with all before it."""
+    flags: dict[str, str] = {}
+
+    def so_far() -> tuple[str, Experiment]:
+        return " ".join(f"--{name} {value}" for name, value in flags.items()), override(experiment, flags)
+
+    prefix = "objective.denoise.dit" if isinstance(experiment.objective, FineTune) else "objective.dit"
+    holder = experiment.objective.denoise if isinstance(experiment.objective, FineTune) else experiment.objective
+    dit = getattr(holder, "dit", None)
+    shape = experiment.mesh
+    if shape.data != 1:
+        total = "-1" if shape.data == -1 else str(shape.data * shape.fsdp)
+        flags |= {"mesh.data": "1", "mesh.fsdp": total}
+        yield so_far()
+    if dit is not None:
+        order = ["none", "dots", "attention", "block"]
+        for policy in order[order.index(dit.remat) + 1 :]:
+            flags[f"{prefix}.remat"] = policy
+            yield so_far()
+    if len(experiment.ema) > 1:
+        flags["ema"] = str(max(experiment.ema))
+        yield so_far()
+    if dit is not None:
+        for parts in (2, 4):
+            if dit.heads % (shape.context * parts) == 0:
+                flags["mesh.context"] = str(shape.context * parts)
+                if shape.fsdp > 0 and "mesh.fsdp" not in flags and shape.fsdp % parts == 0:
+                    flags |= {"mesh.fsdp": str(shape.fsdp // parts), "batch": str(max(experiment.batch // parts, 1))}
+                yield so_far()
