@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     evaluate = SUITES[args.suite]
     report, clips, marks = evaluate(Maker(args.model, args), args, progress)
     if args.against is not None:
+        page.write(args.out, report, clips)  # whatever comes of the other
         other, _, theirs = evaluate(Maker(args.against, args), args, progress)
         compare.beside(report, other, compare.difference(marks, theirs) if marks else None)
     report["seconds"] = {name: round(value, 2) for name, value in progress.seconds.items()}
@@ -191,14 +192,18 @@ class Maker:
         names = ("num_inference_steps", "guidance_scale", "solver", "long", "seed")
         return Sampling(**sizes, **{name: getattr(args, name) for name in names})
 
+    def check(self, how: "Sampling") -> None:
+        """Raises BadInput where no clip can be made so, before one is."""
+        from dit_video.generate.request import resolve
+
+        resolve(self.pipe.model, "a red circle moves right", seed=how.seed, **asked_for(how))
+
     def make(
         self, prompts: Sequence[str], how: "Sampling", images: "Sequence[np.ndarray] | None" = None
     ) -> list["np.ndarray"]:
         """Clips uint8 (T, H, W, 3), one a prompt. With images one call a clip, as a call takes one picture; the seeds
         count up."""
-        given = {name: getattr(how, name) for name in ("height", "width", "num_frames", "guidance_scale")}
-        given |= {"num_inference_steps": how.num_inference_steps}
-        given |= {name: value for name in ("solver", "long") if (value := getattr(how, name)) is not None}
+        given = asked_for(how)
         if images is None:
             return list(self.pipe(list(prompts), seed=how.seed, **given).frames)
         return [
@@ -224,16 +229,26 @@ class Maker:
         return {"model": {"name": self.name, "hash": self.hash}, "settings": settings}
 
 
+def asked_for(how: "Sampling") -> dict[str, Any]:
+    """The arguments of a call of the pipeline, but for the seed."""
+    given = {name: getattr(how, name) for name in ("height", "width", "num_frames", "guidance_scale")}
+    given |= {"num_inference_steps": how.num_inference_steps}
+    return given | {name: value for name in ("solver", "long") if (value := getattr(how, name)) is not None}
+
+
 Result = tuple[dict[str, Any], "Sequence[np.ndarray]", list[Any]]  # report, clips, marks if the suite has them
 
 
 def toyworld(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
     """Prompts, and whether clips do what they say."""
-    from dit_video.evals.toyworld import Plan, evaluate
+    from dit_video.evals.toyworld import Plan, changed, evaluate
 
     plan = Plan(args.count, args.prompts, args.heldout, args.condition, args.seeds, args.free, args.references, args.by,
                 args.by_count)  # fmt: skip
     how = maker.sampling(args)
+    for axis, options in args.by.items():
+        for value in options:
+            maker.check(changed(how, axis, value))
     out = evaluate(maker, plan, how, progress)
     return out.report | maker.about(args, how, "prompts", "heldout", "condition"), out.clips, out.marks
 

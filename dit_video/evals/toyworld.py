@@ -102,7 +102,7 @@ def evaluate(subject: Subject, plan: Plan, how: Sampling, progress: Progress) ->
     report["reference"] |= _references(few, rendered, ceiling, how, subject.fps, progress)
     own, seen = [clips[i] for i in which], [readings[i] for i in which]
     report["quality"] = _quality(own, seen, rendered, ceiling, few) | _speeds(readings, asked)
-    if plan.condition == "image":
+    if plan.condition == "image" and few:
         report["first_frame"] = _first_frames(own, rendered)
     if plan.seeds > 1:
         report["diversity"] = _diversity(subject, plan.seeds, how, progress)
@@ -111,7 +111,7 @@ def evaluate(subject: Subject, plan: Plan, how: Sampling, progress: Progress) ->
     for axis, values in plan.by.items():
         some = asked[: plan.by_count]
         report["splits"][axis] = {
-            _label(value): _split(subject, some, _changed(how, axis, value), plan, progress) for value in values
+            _label(value): _split(subject, some, changed(how, axis, value), plan, progress) for value in values
         }
     return Outcome(report, asked, clips, [mark(*each) for each in zip(readings, asked, strict=True)])
 
@@ -228,7 +228,8 @@ def _free(subject: Subject, count: int, how: Sampling, progress: Progress) -> di
     }  # fmt: skip
 
 
-def _changed(how: Sampling, axis: str, value: Any) -> Sampling:
+def changed(how: Sampling, axis: str, value: Any) -> Sampling:
+    """With another value of an axis of AXES; a size is (height, width)."""
     return replace(how, height=value[0], width=value[1]) if axis == "size" else replace(how, **{AXES[axis]: value})
 
 

@@ -1,6 +1,7 @@
 """`dit-video eval`, with a pipeline that renders instead of generating."""
 
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,13 @@ from dit_video.evals.prompts import suite
 from dit_video.evals.references import renders
 
 
+@cache
+def scenes():
+    """What prompts ask for."""
+    asked = (*suite(12), *suite(12, "plain"), *suite(100, "free"))
+    return {one.prompt: one.scene for one in asked if one.scene is not None}
+
+
 class Renderer:
     """Called as `VideoPipeline`; answers with renders of what is asked, or, if `lazy`, of the first prompt."""
 
@@ -20,8 +28,7 @@ class Renderer:
         self.lazy, self.calls, self.hash = lazy, [], "0" * 12
         defaults = SimpleNamespace(height=64, width=64, num_frames=9, fps=8.0)
         self.model = SimpleNamespace(defaults=defaults, name="renderer")
-        asked = (*suite(12), *suite(12, "plain"), *suite(100, "free"))
-        self.known = {one.prompt: one.scene for one in asked if one.scene is not None}
+        self.known = scenes()
 
     def scene(self, prompt, i):
         if self.lazy:
@@ -40,6 +47,7 @@ class Renderer:
 def pipe(monkeypatch):
     pytest.importorskip("dit_video.generate.pipeline")
     made = Renderer()
+    monkeypatch.setattr("dit_video.evals.references._TRAINING", 300)  # scenes to choose from: fewer do
     monkeypatch.setattr("dit_video.generate.pipeline.VideoPipeline.from_pretrained", lambda *args, **kwargs: made)
     return made
 
@@ -95,6 +103,32 @@ def test_bad_input_is_found_first(pipe, flags, message, tmp_path, capsys):
     assert main(["eval", "--out", str(tmp_path), *flags]) == 2
     assert message in capsys.readouterr().err
     assert pipe.calls == []
+
+
+def test_values_of_axes_are_checked_first(pipe, tiny, tmp_path, capsys):
+    pipe.model = tiny
+    assert main(["eval", "--by", "frames=9,18", "--out", str(tmp_path)]) == 2
+    assert "num_frames=18: this model needs 4k+1" in capsys.readouterr().err
+    assert pipe.calls == []
+
+
+def test_what_was_measured_is_kept_when_the_other_model_is_not_there(pipe, monkeypatch, tmp_path, capsys):
+    """Without a render to compare with, first frames have no score, and that is all."""
+    from dit_video.core.errors import MissingError
+
+    def find(name, **_):
+        if name == "nowhere":
+            raise MissingError("nowhere: no such model")
+        return pipe
+
+    monkeypatch.setattr("dit_video.generate.pipeline.VideoPipeline.from_pretrained", find)
+    flags = ["--count", "1", "--condition", "image", "--seeds", "0", "--free", "0", "--references", "0"]
+    argv = ["eval", *flags, "--prompts", "plain", "--out", str(tmp_path), "--quiet", "--against", "nowhere"]
+    assert main(argv) == 3
+    assert "no such model" in capsys.readouterr().err
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored["scores"]["all"]["value"] == 1.0
+    assert "first_frame" not in stored
 
 
 def test_unwritable_folder_is_found_first(pipe, tmp_path, capsys):
