@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, DitVideoError
+from dit_video.core.log import log
 from dit_video.data.video import frame_grid
 from dit_video.generate.decode import SLOTS, Strip, decode_frames
 
@@ -23,11 +24,15 @@ def preview(path: Path, every: int) -> Callable:
     target = path.with_suffix(".preview.png")
 
     def show(pipe: Any, step: int, t: float, now: dict[str, Any]) -> None:
-        if (step + 1) % every == 0:
-            strip = Strip(np.asarray(now["data"][0, :SHOWN]))
+        if (step + 1) % every:
+            return
+        strip = Strip(np.asarray(now["data"][0, :SHOWN]))
+        try:
             with pipe.programs.on_mesh():
                 frames = np.concatenate(list(decode_frames(pipe.programs, pipe.params["vae"], strip)))
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(frame_grid(frames)).save(target)
+        except (DitVideoError, OSError) as error:  # a picture of a clip is not worth the clip
+            log.warning("no preview after step %d: %s", step + 1, error)
 
     return show

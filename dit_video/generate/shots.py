@@ -66,7 +66,7 @@ def shots(
     first = changes[0] if cut and changes else slots
     prompts = ((0, 0),) if cut else numbered
     if history:
-        known = min(history, TAIL)
+        known = min(history - 1, TAIL)  # without the footage's first slot, of one frame: training's tails have four
         shift = known - 1
         opening = Shot(
             first + shift, np.concatenate([OPENING + np.arange(shift), noise[:first]]), shift,

@@ -60,6 +60,12 @@ def test_given_footage_stands_in_front():
     assert shot.zero == 1
 
 
+def test_a_tail_never_has_the_slot_of_one_frame_that_footage_begins_with():
+    """Of five frames, two slots, only the second holds four: as in training, where tails begin mid-stream."""
+    (shot,) = shots(11, 4, (), PLAN, 0, history=2)
+    assert (shot.prefix, shot.slots, shot.skip, shot.zero) == (1, 11, 5, 0)
+
+
 def test_times_become_slots():
     """Slot s begins with frame 4 s - 3: at 8 fps, 20 s are frame 160, and slot 41 begins with 161."""
     assert change_slot(20.0, 8.0, 4) == 41

@@ -1,0 +1,43 @@
+"""Pictures of a clip under way: as often as asked for, and never the end of the clip."""
+
+import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_video.core.errors import BadInput, NonFinite
+from dit_video.generate import preview as module
+from dit_video.generate.preview import preview
+
+PIPE = SimpleNamespace(programs=SimpleNamespace(on_mesh=nullcontext), params={"vae": None})
+NOW = {"data": np.zeros((1, 2, 4, 4, 4), np.float32)}
+
+
+def test_every_so_many_steps_one_is_written(tmp_path, monkeypatch):
+    grey = np.full((5, 32, 32, 3), 100, np.uint8)
+    monkeypatch.setattr(module, "decode_frames", lambda *_: iter([grey]))
+    show = preview(tmp_path / "new" / "a.mp4", 3)
+    target = tmp_path / "new" / "a.preview.png"
+    for step in range(3):
+        assert not target.exists()
+        show(PIPE, step, 500.0, NOW)
+    assert (np.asarray(Image.open(target))[:32, :32] == 100).all()
+    with pytest.raises(BadInput, match="preview_every=0"):
+        preview(tmp_path / "a.mp4", 0)
+
+
+def test_one_that_cannot_be_made_does_not_end_the_clip(tmp_path, monkeypatch, caplog):
+    """Half-made latents may decode to anything, and disks fill up."""
+    for error in (NonFinite("NaN from frame 3 on"), OSError(28, "No space left on device")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(module, "decode_frames", fail)
+        with caplog.at_level(logging.WARNING, "dit_video"):
+            assert preview(tmp_path / "a.mp4", 1)(PIPE, 0, 500.0, NOW) is None
+        assert str(error) in caplog.text
+    assert not (tmp_path / "a.preview.png").exists()
