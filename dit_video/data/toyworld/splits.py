@@ -6,7 +6,7 @@ import numpy as np
 
 from dit_video.data.toyworld import scene as words
 from dit_video.data.toyworld.draw import make_scene
-from dit_video.data.toyworld.scene import Body, Scene
+from dit_video.data.toyworld.scene import Scene
 
 # Every value stands in at most two pairs of a list, so training sees it in all its other pairs.
 COLOUR_SHAPE = frozenset(
@@ -31,11 +31,12 @@ Split = Literal["train", "heldout", "any"]
 
 def is_heldout(scene: Scene) -> bool:
     """Whether one of its objects has a combination that training never sees."""
-    return any(_heldout_body(body) or (body.colour, scene.background) in COLOUR_BACKGROUND for body in scene.bodies)
+    return any(_held_out(body.colour, body.shape, body.motion, scene.background) for body in scene.bodies)
 
 
-def _heldout_body(body: Body) -> bool:
-    return (body.colour, body.shape) in COLOUR_SHAPE or (body.shape, body.motion) in SHAPE_MOTION
+def _held_out(colour: str, shape: str, motion: str, background: str) -> bool:
+    held = (colour, shape) in COLOUR_SHAPE or (shape, motion) in SHAPE_MOTION
+    return held or (colour, background) in COLOUR_BACKGROUND
 
 
 def _pick(rng: np.random.Generator, options: Any, p: Any = None) -> Any:
@@ -116,12 +117,7 @@ def _sample(rng: np.random.Generator, plain: bool, two: bool, height: int, width
     if background == "white" and any(one["colour"] == "white" for one in bodies):
         return None
     if split != "any":
-        heldout = any(
-            (one["colour"], one["shape"]) in COLOUR_SHAPE
-            or (one["shape"], one["motion"]) in SHAPE_MOTION
-            or (one["colour"], background) in COLOUR_BACKGROUND
-            for one in bodies
-        )
+        heldout = any(_held_out(one["colour"], one["shape"], one["motion"], background) for one in bodies)
         if heldout != (split == "heldout"):
             return None
     second = bodies[1] if len(bodies) == 2 else None
