@@ -56,9 +56,10 @@ def one_device(setting):
 @pytest.mark.parametrize(
     "mesh, change",
     [
-        (MeshShape(data=8), {}),
-        (MeshShape(data=1, fsdp=8), {}),
-        (MeshShape(data=2, fsdp=2, tensor=2), {}),
+        # every axis is split in those that are not slow
+        pytest.param(MeshShape(data=8), {}, marks=pytest.mark.slow),
+        pytest.param(MeshShape(data=1, fsdp=8), {}, marks=pytest.mark.slow),
+        pytest.param(MeshShape(data=2, fsdp=2, tensor=2), {}, marks=pytest.mark.slow),
         (MeshShape(data=1, fsdp=2, context=2, tensor=2), {}),
         (MeshShape(data=1, context=2, tensor=4), {"remat": "dots"}),
         (MeshShape(data=2, fsdp=2, context=2), {"attention": "chunked", "remat": "block"}),
