@@ -1,16 +1,27 @@
 """`dit-video export OUT --to FORMAT`: a model or a run becomes files that other programs open; stdout says where."""
 
 import argparse
+import json
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 EPILOG = """\
 formats:
   diffusers   a folder that diffusers' pipelines of the Wan family open: safetensors, configs, scheduler, tokenizer
+  stablehlo   programs for CPU, CUDA and TPU in one file, of any length and size; JAX runs them without this package
+  onnx        programs for ONNX Runtime, float32, one set for each of --shapes
+
+The last two hold run.py, which makes a video and needs nothing of this package, a manifest and a model card. A shape is
+frames x height x width. StableHLO files are promised to load for six months; --refresh makes them anew from the model.
 
 examples:
   dit-video export models/mine --model runs/a --to diffusers --verify
   dit-video export models/merged --model models/wan --lora style.safetensors=0.8 --to diffusers
+  dit-video export exported --to stablehlo --verify
+  dit-video export exported --refresh
+  dit-video export onnx --to onnx --shapes 17x64x64,33x64x64 --converter onnx-env/bin/python
 """
 
 
@@ -19,9 +30,16 @@ def add_parser(subparsers: Any) -> None:
         "export", help="a model becomes files for other programs", description=__doc__, epilog=EPILOG
     )
     parser.add_argument("out", metavar="OUT", help="what to write")
-    parser.add_argument("--to", choices=("diffusers",), required=True, metavar="FORMAT", help="diffusers")
+    parser.add_argument("--to", choices=("diffusers", "stablehlo", "onnx"), metavar="FORMAT",
+                        help="diffusers, stablehlo or onnx")  # fmt: skip
     parser.add_argument("--model", metavar="MODEL", help="a model folder, a run folder, or a name (default: on board)")
-    parser.add_argument("--verify", action="store_true", help="read everything back and compare")
+    parser.add_argument(
+        "--shapes", metavar="TxHxW,...", help="of these sizes (default: stablehlo of any, onnx of the model's own)"
+    )
+    parser.add_argument("--verify", action="store_true", help="read everything back, or run it, and compare")
+    parser.add_argument("--scores", metavar="FILE", help="what `dit-video eval --json` printed, for the model card")
+    parser.add_argument("--refresh", action="store_true", help="write OUT anew from the model that it was made from")
+    parser.add_argument("--converter", metavar="PYTHON", help="the interpreter that has jax2onnx and onnxruntime")
     importing().add_writing(parser)
 
 
@@ -32,6 +50,82 @@ def importing() -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """Opens, writes, compares."""
+    from dit_video.core.errors import BadInput
     from dit_video.weights.checkpoints import open_base
 
-    return importing().store(open_base(args.model), args, args.verify)
+    if args.refresh:
+        again(args)
+    if args.to is None:
+        raise BadInput("--to FORMAT is missing: diffusers, stablehlo or onnx")
+    if args.to == "diffusers":
+        if args.shapes or args.converter or args.scores:
+            raise BadInput("--shapes, --converter and --scores go with --to stablehlo or onnx")
+        return importing().store(open_base(args.model), args, args.verify)
+    return programs(args)
+
+
+def again(args: argparse.Namespace) -> None:
+    """Takes what an export was made with from its manifest. Raises as `read_manifest`, and BadInput for other flags."""
+    from dit_video.core.errors import BadInput
+    from dit_video.export.folder import read_manifest
+
+    about = read_manifest(Path(args.out))
+    if args.to not in (None, about["format"]):
+        raise BadInput(f"{args.out} is an export to {about['format']}; --to {args.to} wants a folder of its own")
+    args.to, args.force = about["format"], True
+    args.model = args.model or about["model"]["name"]
+    args.lora = args.lora or about["model"]["lora"]
+    args.dtype = about["dtype"] if args.dtype == "keep" else args.dtype
+    args.shapes = args.shapes or ",".join("x".join(map(str, shape)) for shape in about["shapes"])
+    args.hash = about["model"]["hash"]
+
+
+def programs(args: argparse.Namespace) -> int:
+    """StableHLO and ONNX."""
+    from dit_video.cli.warmup import parse_shapes
+    from dit_video.core.errors import BadInput
+    from dit_video.core.log import log
+    from dit_video.export import onnx, stablehlo
+    from dit_video.export.folder import Order, model_shape
+    from dit_video.export.programs import portable
+    from dit_video.export.verify import verify
+    from dit_video.generate.request import native_shift
+    from dit_video.weights.checkpoints import open_base
+    from dit_video.weights.find import read_json
+    from dit_video.weights.lora import merge_files
+
+    model, dtype = merge_files(open_base(args.model), args.lora), "float32" if args.dtype == "keep" else args.dtype
+    if getattr(args, "hash", "") and model.digest and model.digest != args.hash:
+        raise BadInput(
+            f"{args.out} was made from {args.hash}, and {model.name} is {model.digest} by now. Name the old one with "
+            "--model, or export the new one elsewhere."
+        )
+    order = Order(
+        portable(model, dtype, stablehlo.BACK), dtype, native_shift(model),
+        tuple(parse_shapes(args.shapes)) if args.shapes else (), tuple(args.lora),
+        read_json(Path(args.scores)) if args.scores else None, args.force,
+    )  # fmt: skip
+    out, python = Path(args.out), sys.executable
+    if args.to == "onnx":
+        python = onnx.converter(args.converter)
+        onnx.export_onnx(order, out, python)
+    else:
+        stablehlo.export_stablehlo(order, out)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    shape = (*order.shapes, model_shape(model))[0]
+    measured = verify(out, python, reference(model, dtype, shape), shape) if args.verify else None
+    near = "" if measured is None else f"; {100 * measured['pixels_within_2_of_255']:.3f} % of pixels within 2/255"
+    log.info("%s: %.1f MB%s", out, size / 1e6, near)
+    about = {"path": str(out), "format": args.to, "bytes": size}
+    print(json.dumps(about | ({} if measured is None else {"verified": measured})) if args.json else out)
+    return 0
+
+
+def reference(model: Any, dtype: str, shape: tuple[int, int, int]) -> Any:
+    """What `generate` makes, as `verify` asks for it: (prompts, seed) -> frames."""
+    from dit_video.generate.pipeline import VideoPipeline
+
+    frames, height, width = shape
+    pipe = VideoPipeline(model, dtype=dtype)
+    size = {"num_frames": frames, "height": height, "width": width}
+    return lambda prompts, seed: pipe(list(prompts), seed=seed, **size).frames

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import re
 import runpy
 import types
 import typing
@@ -144,7 +145,8 @@ def packaged_experiments() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "experiments", package.parent / "experiments"):
         if folder.is_dir():
-            return {p.stem: p for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")}
+            constant = re.compile(r"^EXPERIMENT\b", re.MULTILINE)  # a notebook's text is no experiment
+            return {p.stem: p for p in sorted(folder.glob("*.py")) if constant.search(p.read_text(encoding="utf-8"))}
     return {}
 
 

@@ -38,7 +38,7 @@ def in_one_batch(both: Velocity) -> Pair:
         index = None if t.index is None else jnp.concatenate([t.index, t.index])
         twice = Time(jnp.concatenate([t.values, t.values]), index)
         v, memory = both(jnp.concatenate([x, x]), twice, memory)
-        return (v[: len(x)], v[len(x) :]), memory
+        return (v[: x.shape[0]], v[x.shape[0] :]), memory  # len() wants a number, an export has symbols
 
     return pair
 

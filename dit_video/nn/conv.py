@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 Frames = Float[Array, "_ _ _ _ _"]  # B T H W C, sizes unnamed: what a layer returns has other channels than it took
 Kernel3D = Float[Array, "t h w I O"]
-Back = Literal["folded", "direct"]
+Back = Literal["folded", "direct", "platform"]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -98,7 +98,13 @@ def direct(x: Frames, kernel: Kernel3D) -> Frames:
     )
 
 
-_BACK = {"folded": folded, "direct": direct}
+def by_platform(x: Frames, kernel: Kernel3D) -> Frames:
+    """`folded` on a CPU and `direct` elsewhere, chosen where the program is lowered for a platform: for programs that
+    are exported for several."""
+    return lax.platform_dependent(x, kernel, cpu=folded, default=direct)
+
+
+_BACK = {"folded": folded, "direct": direct, "platform": by_platform}
 
 
 class CausalConv3d(nnx.Module):

@@ -10,10 +10,12 @@ of our configs that are constants there.
 is asked for. `load_model` asks for all.
 """
 
+import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,21 @@ def save_model(
     target, dtypes = Path(path), dict(dtypes or {})
     if unknown := set(dtypes) - set(PARTS) or set(dtypes.values()) - set(DTYPES):
         raise BadInput(f"dtypes={dtypes}: {sorted(unknown)} is unknown; parts are {[*PARTS]}, dtypes {[*DTYPES]}")
+    with appearing(target, "a model", lambda folder: (folder / INDEX).is_file(), force) as partial:
+        _write(model, partial, dtypes, shard)
+    return target
+
+
+@contextmanager
+def appearing(target: Path, what: str, is_one: Callable[[Path], bool], force: bool, needs: int = 0) -> Iterator[Path]:
+    """A folder to write into; it takes the name `target` when the block ends, and is gone after an exception.
+
+    Raises `BadInput` when the target is there already (`force` replaces what `is_one`, nothing else), when it cannot be
+    written, and when there is no room: fewer than `needs` bytes before, or none left on the way.
+    """
     empty = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not empty and not (force and (target / INDEX).is_file()):
-        hint = " or force to replace it" if (target / INDEX).is_file() else "; it is not a model, and is not replaced"
+    if target.exists() and not empty and not (force and is_one(target)):
+        hint = " or force to replace it" if is_one(target) else f"; it is not {what}, and is not replaced"
         raise BadInput(f"{target} is there already. Choose another place{hint}.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +122,12 @@ def save_model(
     except OSError as error:
         raise BadInput(f"{target} cannot be written: {error}") from None
     try:
-        _write(model, partial, dtypes, shard)
+        if (free := shutil.disk_usage(partial).free) < needs:
+            raise BadInput(
+                f"{target} needs {needs / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there. Make room, or choose "
+                "another place."
+            )
+        yield partial
         for path in (partial, *partial.rglob("*")):  # mkdtemp's and the safetensors writer's are for the owner alone
             path.chmod(0o755 if path.is_dir() else 0o644)
         if target.exists():
@@ -118,9 +137,12 @@ def save_model(
             shutil.rmtree(old)
         else:
             partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BadInput(f"{target}: no space left there. Make room, or choose another place.") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return target
 
 
 def _write(model: Model, folder: Path, dtypes: Mapping[str, str], shard: int) -> None:

@@ -1,7 +1,9 @@
 """`dit-video import` and `dit-video export`: what they write, what they say, what they refuse."""
 
+import errno
 import json
 import runpy
+import types
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +89,6 @@ def test_nothing_is_left_of_a_failure(folder, tmp_path, capsys):
 
 def test_a_hub_name_without_a_hub(tmp_path, capsys, monkeypatch):
     import importlib
-    import types
 
     def offline(name, **_):
         raise OSError(f"no network for {name}\nmore")
@@ -100,3 +101,64 @@ def test_a_hub_name_without_a_hub(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("dit_video.weights.find.import_module", lambda name: importlib.import_module("no_such_hub"))
     assert main(["import", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", str(tmp_path / "out")]) == 3
     assert "pip install huggingface_hub" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small(tiny, tmp_path):
+    return str(save_model(tiny, tmp_path / "model"))
+
+
+def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
+    """Each before anything is written, with what to do."""
+    out = tmp_path / "out"
+
+    def refused(*flags, code=2):
+        assert main(["export", str(out), "--model", small, *flags]) == code
+        return capsys.readouterr().err
+
+    assert "'onnxx'" in refused("--to", "onnxx") and not out.exists()
+    assert "--to FORMAT is missing" in refused()
+    assert "Use 9 or 13" in refused("--to", "stablehlo", "--shapes", "10x32x32")
+    assert "multiple of 16" in refused("--to", "stablehlo", "--shapes", "9x32x40")
+    assert "frames x height x width" in refused("--to", "stablehlo", "--shapes", "9x32")
+    assert "go with --to stablehlo or onnx" in refused("--to", "diffusers", "--shapes", "9x32x32")
+    assert "no export here to renew" in refused("--refresh", code=3)
+    assert "onnx-env/bin/python" in refused("--to", "onnx", "--converter", str(tmp_path / "none"), code=3)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    assert "0.0 MB are free there" in refused("--to", "stablehlo")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    assert "it is not an export, and is not replaced" in refused("--to", "stablehlo", "--force")
+    assert "is no export" in refused("--refresh")
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_a_disk_that_fills_up_leaves_nothing(small, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dit_video.export.stablehlo.write_programs", full)
+    assert main(["export", str(tmp_path / "out"), "--to", "stablehlo", "--model", small]) == 2
+    assert "no space left there" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_refresh_is_of_the_same_model(small, tmp_path, capsys, monkeypatch):
+    """What an export was made with stands in its manifest; a model that has changed is not taken in its place."""
+    made = []
+    monkeypatch.setattr("dit_video.export.stablehlo.write_programs", lambda *a: made.append(a[2]) or {})
+    out = str(tmp_path / "out")
+    assert main(["export", out, "--to", "stablehlo", "--model", small, "--shapes", "9x32x32"]) == 0
+    assert main(["export", out, "--to", "stablehlo", "--model", small]) == 2
+    assert "is there already. Choose another place or force" in capsys.readouterr().err
+    assert main(["export", out, "--refresh", "--json"]) == 0
+    assert made == [((9, 32, 32),)] * 2
+    assert json.loads(capsys.readouterr().out)["format"] == "stablehlo"
+    assert main(["export", out, "--refresh", "--to", "onnx"]) == 2
+    assert "wants a folder of its own" in capsys.readouterr().err
+    manifest = tmp_path / "out" / "manifest.json"
+    about = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(about | {"model": about["model"] | {"hash": "0" * 12}}))
+    assert main(["export", out, "--refresh"]) == 2
+    assert "was made from 000000000000" in capsys.readouterr().err

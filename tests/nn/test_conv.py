@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dit_video.nn.conv import CausalConv3d, direct, folded
+from dit_video.nn.conv import CausalConv3d, by_platform, direct, folded
 
 
 def plain(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -34,6 +34,14 @@ def draw(frames: int, size=(3, 3, 3), seed=0):
 def test_values(conv, size, frames):
     x, kernel = draw(frames, size)
     np.testing.assert_allclose(conv(x, kernel), plain(np.asarray(x), np.asarray(kernel)), atol=2e-5)
+
+
+def test_the_platforms_own():
+    x, kernel = draw(2)
+    lowered = jax.jit(by_platform).trace(x, kernel).lower
+    assert "[b, 0, 1, 2, f]x" in lowered(lowering_platforms=("tpu",)).as_text()
+    assert "[b, 0, 1, 2, f]x" not in lowered(lowering_platforms=("cpu",)).as_text()
+    np.testing.assert_allclose(jax.jit(by_platform)(x, kernel), direct(x, kernel), atol=2e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])

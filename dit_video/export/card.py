@@ -1,0 +1,77 @@
+"""The model card of an export: what it is, from its config and its evaluation, and what it cannot do."""
+
+from typing import Any
+
+from dit_video.weights.model import Model
+
+
+def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any] | None) -> str:
+    """Markdown. `about` is the manifest; `scores`: the object that `dit-video eval --json` printed."""
+    defaults, rule, dit, vae = about["defaults"], about["rule"], model.dit, model.vae
+    total = sum(about["parameters"].values())
+    shapes = ", ".join(f"{t} frames of {w}x{h}" for t, h, w in about["shapes"])
+    sizes = shapes or (
+        f"{rule['frames']}k+1 frames from {about.get('fewest_frames', 1)} up, sides in multiples of {rule['size']}"
+    )
+    life = about.get("loadable")
+    lines = [
+        f"# {model.name or 'a model'}, {title}",
+        "",
+        f"Video of text, {total / 1e6:,.1f} million parameters: a text encoder of {model.text.depth} layers, "
+        f"a diffusion transformer of {dit.depth} layers of width {dit.width}, a causal VAE that takes {vae.stride} "
+        f"frames and {vae.factor}x{vae.factor} pixels together. The structure is that of the Wan family (Apache-2.0).",
+        "",
+        "```bash",
+        f"pip install {' '.join(map(_quoted, about['needs']))}",
+        'python run.py --prompt "a red circle moves right" --seed 7 --output out.mp4',
+        "```",
+        "",
+        f"It makes {sizes}; left out, {defaults['num_frames']} frames of {defaults['width']}x{defaults['height']} at "
+        f"{defaults['fps']:g} fps in {defaults['steps']} steps of {defaults['solver']}, guidance "
+        f"{defaults['guidance']:g}. The same seed gives the same noise here, in every other export and in "
+        "`dit-video generate`.",
+        "",
+        "| part | parameters |",
+        "|---|---|",
+        *(f"| {part} | {count:,} |" for part, count in about["parameters"].items()),
+        "",
+        "## Measured",
+        "",
+        *(_scores(scores) if scores else ["This export was written without the numbers of an evaluation."]),
+        "How far its frames are from those of `dit-video generate` stands under `measured` in manifest.json.",
+        "",
+        "## Limits",
+        "",
+        f"- It was trained on clips of up to {model.defaults.max_frames} frames in sizes "
+        f"{', '.join(f'{w}x{h}' for h, w in model.defaults.sizes)}; beyond them expect less order.",
+        f"- A prompt has up to {about.get('text_rows', rule['text'])} tokens. Sound, pictures as input, longer films "
+        "and changes of prompt are not in this export.",
+        *([f"- It loads with {life['by']} until {life['until']}. Then: `{life['renew']}`."] if life else []),
+        "",
+        "Licence: that of the weights it was made from. Sizes, versions and checksums: manifest.json.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _quoted(package: str) -> str:
+    return f"'{package}'" if "[" in package else package
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    head = [
+        f"Suite {scores.get('suite', '')}, as asked:",
+        "",
+        "| | value | 95 % interval | clips |",
+        "|---|---|---|---|",
+    ]
+    rows = [
+        f"| {name} | {_percent(s['value'])} | {_percent(s['low'])} - {_percent(s['high'])} | {s['n']} |"
+        for name, s in scores.get("scores", {}).items()
+        if {"value", "low", "high", "n"} <= set(s)
+    ]
+    return [*head, *rows, ""]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
