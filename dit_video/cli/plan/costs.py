@@ -34,7 +34,7 @@ class Cost:
     collectives: float = 0.0
     exposed: float = 0.0  # of the collectives: what nothing covers
     flops: float = 0.0  # of matrix products, kernels among them
-    kernels: float = 0.0  # of those: in kernels
+    kernel_seconds: float = 0.0  # of the seconds: in kernels
     bytes: float = 0.0  # to and from the device's memory
     wire: float = 0.0  # bytes of collectives
 
@@ -105,12 +105,23 @@ class _Reader:
         return total
 
     def _begins(self, here: Computation, instruction: Instruction) -> list[tuple[str, bool, float, float]]:
-        """(key, is it a collective, seconds, bytes) of what begins, or goes on, in an instruction."""
-        found = [(i.channel or i.name, True, *self._collective(c, i)) for c, i in self._collectives(here, instruction)]
+        """(key, is it a collective, seconds, bytes) of what begins, or goes on, in an instruction. The parts of a
+        collective that the compiler laid over several fusions share a channel."""
+        found = []
+        for computation, collective in self._collectives(here, instruction):
+            spread = computation is not here and self._spread(instruction)
+            key = f"channel {collective.channel}" if spread else instruction.name
+            found.append((key, True, *self._collective(computation, collective)))
         if not found and instruction.opcode.endswith("-start"):
             size = moved(instruction)
             found = [(instruction.name, False, size / self.bandwidth, size)]
         return found
+
+    def _spread(self, fusion: Instruction) -> bool:
+        """Whether a fusion has a part of a collective beside its own work."""
+        inner = [self.module.computations[name] for name in fusion.called("calls")]
+        return any(c.name.startswith("async_collective") or any("AsyncCollective" in i.rest for i in c.instructions)
+                   for c in inner)  # fmt: skip
 
     def _ends(self, here: Computation) -> dict[str, int]:
         """The position by which each has ended: that of its `-done`, or the last that has a part of it."""
@@ -133,10 +144,12 @@ class _Reader:
         return [found for c in inner for i in c.instructions for found in self._collectives(c, i)]
 
     def _collective(self, here: Computation, instruction: Instruction) -> tuple[float, float]:
-        """Seconds and bytes."""
+        """Seconds and bytes. A fusion that keeps a part of a sum is what a reduce-scatter became."""
         kind = instruction.opcode.removesuffix("-start")
         group = groups(instruction, len(self.wiring.places))
-        if kind == "reduce-scatter":
+        if here.name.startswith("all-reduce-scatter"):
+            kind, size = "reduce-scatter", instruction.size
+        elif kind == "reduce-scatter":
             size = sum(here.operand(instruction, i).size for i in range(len(instruction.operands)))
         elif instruction.opcode.endswith("-start") and len(instruction.shapes) > 1:
             size = max(shape.bytes for shape in instruction.shapes)
@@ -156,7 +169,7 @@ class _Reader:
             return self.computation(instruction.called("to_apply")[0])
         if opcode in FREE or opcode.endswith(("-start", "-done", "-update")) or opcode in COLLECTIVES:
             return Cost()
-        if "tpu_custom_call" in instruction.rest:
+        if opcode == "custom-call" and "tpu_custom_call" in instruction.rest:
             return self._kernel(read_kernel(instruction.rest, self.chip.unit))
         work = self._work(here, instruction)
         products = work.padded / (self.flops * self.efficiency.products)
@@ -169,7 +182,8 @@ class _Reader:
         share = 1.0 if kernel.shared else 1 / self.chip.sharing
         compute = (kernel.padded / self.flops + kernel.vector / self.vector) / (share * self.efficiency.kernels)
         memory = kernel.bytes / (self.bandwidth * self.efficiency.memory)
-        return Cost(max(compute, memory), compute, memory, flops=kernel.flops, kernels=kernel.flops, bytes=kernel.bytes)
+        seconds = max(compute, memory)
+        return Cost(seconds, compute, memory, flops=kernel.flops, kernel_seconds=seconds, bytes=kernel.bytes)
 
     def _work(self, here: Computation, instruction: Instruction) -> Work:
         """Products and vector operations, also of what is fused; bytes at its border."""
@@ -198,10 +212,9 @@ class _Reader:
                 if any(shape.space == 0 for shape in here.operand(instruction, i).shapes)
             )  # fmt: skip
             return read + self._written(inner, inner.root, instruction)
-        read = sum(
-            self._used(here, instruction, i, here.operand(instruction, i)) for i in range(len(instruction.operands))
-        )
-        return read + (self._written(here, instruction, instruction))
+        first = {name: i for i, name in reversed([*enumerate(instruction.operands)])}  # one may be there twice
+        read = sum(self._used(here, instruction, i, here.by_name[name]) for name, i in first.items())
+        return read + self._written(here, instruction, instruction)
 
     def _read(self, here: Computation, value: Instruction) -> float:
         """Bytes of a value that its users read: of one that is only cut into, the cuts."""

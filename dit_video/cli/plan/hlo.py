@@ -132,17 +132,21 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 
 def parse(text: str) -> Module:
     """The text of `compiled.as_text()`."""
-    computations, current, entry = {}, None, None
+    computations, current, entry, lines = {}, None, None, []
     for line in text.splitlines():
-        if not line.startswith(" "):
-            head = _HEAD.match(line)
-            if head:
-                current = computations[head[2]] = Computation(head[2])
-                entry = current if head[1] else entry
-            continue
-        found = _NAMED.match(line) if current else None
-        if found:
-            current.instructions.append(_instruction(line, found))
+        head = None if line.startswith((" ", "}")) else _HEAD.match(line)
+        if head:
+            current = computations[head[2]] = Computation(head[2])
+            entry = current if head[1] else entry
+        elif current is not None and _NAMED.match(line):
+            lines.append((current, [line]))
+        elif lines and line != "}" and current is lines[-1][0]:
+            lines[-1][1].append(line)  # notes on a kernel go over several lines
+        elif line == "}":
+            current = None
+    for computation, parts in lines:
+        whole = "".join(parts)
+        computation.instructions.append(_instruction(whole, _NAMED.match(whole)))
     return Module(computations, entry or list(computations.values())[-1])
 
 
@@ -193,13 +197,21 @@ def groups(instruction: Instruction, devices: int) -> tuple[int, ...]:
         return tuple(
             _iota(sizes, [int(i) for i in iota[4].split(",")] if iota[4] else [*range(len(sizes))], int(iota[2]))
         )
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=\(([^)]*)\))?\s*\{([^}]*)\}", rest)
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", rest
+    )
     if mesh:
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        own = re.findall(r"'([^']+)'", mesh[3])
+        own = re.findall(r"'([^']+)'", mesh[4])
         names = list(axes)
         order = [names.index(n) for n in names if n not in own] + [names.index(n) for n in own]
-        return tuple(_iota(list(axes.values()), order, prod(axes[n] for n in own)))
+        places = _iota(list(axes.values()), order, prod(axes[n] for n in own))
+        if mesh[2] is None:
+            return tuple(places)
+        sizes = [int(i) for i in mesh[2].split(",")]
+        turned = [int(i) for i in mesh[3].split(",")] if mesh[3] else [*range(len(sizes))]
+        ids = _iota(sizes, turned, prod(sizes))
+        return tuple(ids[place] for place in places)
     return tuple(range(devices))
 
 

@@ -92,6 +92,7 @@ class Plan:
             "model_flops": self.model_flops,
             "program_flops": c.flops * len(self.target.devices),
             "collective_bytes": c.wire,
+            "kernel_seconds": c.kernel_seconds,
             "mfu": self.mfu,
             "compile_seconds": round(self.compile_seconds, 1),
             "change": self.change,

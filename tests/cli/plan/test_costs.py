@@ -1,5 +1,8 @@
 """Costs of small programs, counted by hand."""
 
+import gzip
+from pathlib import Path
+
 import pytest
 
 from dit_video.cli.plan.chips import CHIPS, Chip, Wiring, chip_of, wiring
@@ -137,12 +140,14 @@ def test_a_short_cover_leaves_the_rest():
 FUSED = """\
 %begin (p: f32[500000]) -> f32[1000000] {
   %p = f32[500000]{0} parameter(0)
-  ROOT %g0 = f32[1000000]{0:S(1)} all-gather(%p), channel_id=5, replica_groups={{0,1}}, dimensions={0}
+  %g0 = f32[1000000]{0:S(1)} all-gather(%p), channel_id=5, replica_groups={{0,1}}, dimensions={0}
+  ROOT %s0 = f32[1000000]{0:S(1)} custom-call(%g0), custom_call_target="AsyncCollectiveStart"
 }
 
 %finish (q: f32[500000]) -> f32[1000000] {
   %q = f32[500000]{0} parameter(0)
-  ROOT %g1 = f32[1000000]{0:S(1)} all-gather(%q), channel_id=5, replica_groups={{0,1}}, dimensions={0}
+  %g1 = f32[1000000]{0:S(1)} all-gather(%q), channel_id=5, replica_groups={{0,1}}, dimensions={0}
+  ROOT %s1 = f32[1000000]{0:S(1)} custom-call(%g1), custom_call_target="AsyncCollectiveDone"
 }
 
 ENTRY %main (a: f32[1000000], b: f32[500000]) -> f32[1000000] {
@@ -160,6 +165,33 @@ def test_a_collective_in_two_fusions_is_one_with_what_lies_between_beside_it():
     got = of(FUSED)
     assert got.collectives == pytest.approx(2e-3)
     assert got.exposed == 0
+
+
+SCATTER = """\
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: f32[1000000]) -> f32[500000] {
+  %p = f32[1000000]{0} parameter(0)
+  %z = s32[] constant(0)
+  %r = f32[1000000]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+  ROOT %c = f32[500000]{0} dynamic-slice(%r, %z), dynamic_slice_sizes={500000}
+}
+
+ENTRY %main (a: f32[1000000]) -> f32[500000] {
+  %a = f32[1000000]{0:S(1)} parameter(0)
+  %one = f32[500000]{0:S(1)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %two = f32[500000]{0:S(1)} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_sum_of_which_a_part_is_kept_is_half_an_all_reduce_and_a_channel_may_come_back():
+    assert of(SCATTER).exposed == pytest.approx(2 * 2e-3)
+    assert of(SCATTER.replace("all-reduce-scatter.1", "other")).exposed == pytest.approx(2 * 4e-3)
 
 
 def test_rings_and_lines():
@@ -209,3 +241,17 @@ def test_devices_without_places_are_behind_one_switch():
         pass
 
     assert wiring(CHIPS["H200"], [Device()] * 4).seconds("all-gather", 450e9, (0, 1, 2, 3)) == pytest.approx(0.75)
+
+
+def test_a_program_that_the_tpu_compiler_made():
+    """The gradient of six layers of a 1024 x 1024 product over 512 rows, weights and rows split over four chips of v5e,
+    as libtpu 0.0.42 compiled it: three products a layer, one collective of weights a layer and pass in the forward and
+    the backward loop, part of them laid over products."""
+    text = gzip.decompress((Path(__file__).parents[2] / "goldens" / "tpu_program.txt.gz").read_bytes()).decode()
+    square = Wiring(CHIPS["v5e"], ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (1, 1, 0, 0)))
+    got = of(text, square)
+    assert got.flops == 6 * 3 * 2 * 128 * 1024 * 1024
+    gathered, summed = 1024 * 1024 * 2, 1024 * 1024 * 4
+    assert got.wire == 6 * (2 * gathered + summed)
+    assert 0 < got.exposed < got.collectives
+    assert got.seconds < got.compute + got.memory + got.collectives

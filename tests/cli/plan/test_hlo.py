@@ -44,6 +44,14 @@ def test_computations_and_instructions():
     assert module.entry.operand(loop, 0).opcode == "tuple"
 
 
+def test_an_instruction_over_several_lines():
+    lines = 'custom-call(%a), custom_call_target="k", notes={{\n"x":"{y}"\n}}, backend_config={"body": "QQ=="}'
+    module = parse(PROGRAM.replace("get-tuple-element(%w), index=1", lines))
+    assert module.entry.root.opcode == "custom-call"
+    assert '"body": "QQ=="' in module.entry.root.rest
+    assert len(module.entry.instructions) == 5
+
+
 def test_how_often_a_loop_runs():
     module = parse(PROGRAM)
     assert trip_count(module.entry.by_name["w"], module) == 40
@@ -78,6 +86,7 @@ def test_bytes_of_an_array(text, size, space):
         ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
         ("replica_groups=mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", (0, 2)),
         ("source_target_pairs={{1,3},{3,1}}", (1, 3)),
         ("", (0, 1, 2, 3, 4, 5, 6, 7)),
     ],

