@@ -64,7 +64,7 @@ def test_dependencies_are_what_is_imported(checkout):
     wanted = {module.get(name, name) for name in declared}
     used = set().union(*(imports(path) for path in modules(checkout, "dit_video", "experiments")))
     used -= sys.stdlib_module_names | {"dit_video", "__future__"}
-    # jax brings the first two, grain array_record, orbax-checkpoint fsspec, a notebook IPython: they cannot run without.
+    # jax brings the first two, grain array_record, orbax-checkpoint fsspec, a notebook IPython: none runs without.
     used -= {"ml_dtypes", "jaxlib", "array_record", "fsspec", "IPython"} - wanted
     assert used <= wanted, f"imported, not declared: {sorted(used - wanted)}"
     assert wanted <= used, f"declared, not imported: {sorted(wanted - used)}"
