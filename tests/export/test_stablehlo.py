@@ -1,0 +1,219 @@
+"""Export to StableHLO: what stands in the files for each platform, that they give the package's numbers, run.py."""
+
+import json
+import re
+import runpy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.types import Text, Time
+from dit_video.data.video import read_video
+from dit_video.diffusion.noise import clip_noise
+from dit_video.diffusion.schedule import Schedule
+from dit_video.export import stablehlo
+from dit_video.export.folder import Order
+from dit_video.export.programs import Programs, portable
+from dit_video.models.tokenizer import clean
+from dit_video.weights.find import verify_files
+
+pytest.importorskip("flatbuffers")
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return portable(tiny, "float32", stablehlo.BACK)
+
+
+@pytest.fixture(scope="module")
+def out(model, tmp_path_factory):
+    """The text encoder and the denoiser for any shape; the others are what takes time, and are tested by themselves."""
+    folder = tmp_path_factory.mktemp("exports") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stablehlo, "NAMES", ("text_encoder", "denoiser"))
+        return stablehlo.export_stablehlo(Order(model, "float32", 3.0, ((9, 32, 32),), ("a=0.5",)), folder)
+
+
+@pytest.fixture(scope="module")
+def run(out):
+    """The definitions of run.py, in a copy whose manifest names a sampler (it is not asked for frames here)."""
+    shutil.copytree(out, out.with_name("copy"))
+    about = json.loads((out / "manifest.json").read_text())
+    about["programs"]["sampler"] = about["programs"]["denoiser"]
+    (out.with_name("copy") / "manifest.json").write_text(json.dumps(about))
+    return runpy.run_path(str(out.with_name("copy") / "run.py"))
+
+
+def convolutions(text, dimensions):
+    layout = ", ".join(map(str, range(dimensions)))
+    return len(re.findall(re.escape(f"[b, {layout}, f]x"), text))
+
+
+def calls(text):
+    """What is called outside of the program. Symbols in shapes are checked by calls that a compiler takes away."""
+    return set(re.findall(r"custom_call @(\w+)", text)) - {"shape_assertion"}
+
+
+def test_each_platform_has_its_own_branch(model):
+    """Made on a CPU: convolutions over frames are folded into two dimensions there, and are of three elsewhere."""
+    program = (Programs(model), "vae_decoder", (5, 32, 32), "float32")
+    texts = {name: stablehlo.lowered(*program, platforms=(name,)).mlir_module() for name in ("cpu", "cuda", "tpu")}
+    assert convolutions(texts["cpu"], 3) == 0
+    for name in ("cuda", "tpu"):
+        assert convolutions(texts[name], 3) > 0
+        assert 0 < convolutions(texts[name], 2) < convolutions(texts["cpu"], 2)
+        assert not calls(texts[name])
+    together = stablehlo.lowered(*program)
+    assert together.platforms == ("cpu", "cuda", "tpu")
+    text = together.mlir_module()
+    assert convolutions(text, 3) >= convolutions(texts["tpu"], 3) and convolutions(text, 2) > convolutions(
+        texts["cpu"], 2
+    )
+    assert "stablehlo.case" in text  # which of them, is asked where the program runs
+
+
+def test_a_residual_vae_takes_any_shape(rng):
+    """That of Wan 2.2, whose shortcuts reshape more."""
+    made = runpy.run_path(str(Path(__file__).parents[1] / "weights" / "variants.py"))
+    programs = Programs(portable(made["variant"]("ti2v"), "float32", stablehlo.BACK))
+    exported = stablehlo.lowered(programs, "vae_decoder", None, "float32", platforms=("cpu",))
+    weights = {path: np.asarray(x) for path, x in programs.weights("vae").items()}
+    latents = rng.standard_normal((1, 4, 4, 2, 4)).astype(np.float32)
+    frames = np.asarray(exported.call(weights, latents))
+    wanted = np.asarray(jax.jit(programs.vae_decoder)(weights, latents))
+    assert frames.shape == (1, 13, 32, 16, 3) and frames.std() > 10
+    assert np.abs(frames.astype(int) - wanted).max() <= 1
+
+
+def test_the_host_leaves_no_trace(model):
+    """The denoiser calls nothing outside of the program, whatever the machine that exports it has."""
+    text = stablehlo.lowered(Programs(model), "denoiser", (5, 32, 32), "float32").mlir_module()
+    assert not calls(text)
+    assert text.count("stablehlo.while") == 2  # layers of text keys, layers of blocks
+
+
+def test_any_shape_gives_the_numbers_of_the_package(model, rng):
+    exported = export.deserialize(
+        bytearray(stablehlo.lowered(Programs(model), "denoiser", None, "float32").serialize())
+    )
+    weights = {path: np.asarray(x) for path, x in Programs(model).weights("dit").items()}
+    x = rng.standard_normal((2, 5, 4, 6, 4)).astype(np.float32)
+    rows = rng.standard_normal((2, 7, 24)).astype(np.float32)
+    time, length = np.array([0.3, 0.9], np.float32), np.array([7, 5], np.int32)
+    given = [jnp.asarray(a) for a in (x, rows, time, length)]
+    wanted = model.module("dit")(given[0], Time(given[2][:, None]), Text(given[1], given[3]))
+    np.testing.assert_allclose(exported.call(weights, x, time, rows, length), wanted, atol=2e-5)
+
+
+def test_the_manifest_says_what_is_there(out, model):
+    about = json.loads((out / "manifest.json").read_text())
+    assert verify_files(out)
+    assert about["format"] == "stablehlo" and about["platforms"] == ["cpu", "cuda", "tpu"]
+    assert about["model"]["lora"] == ["a=0.5"] and about["shapes"] == [[9, 32, 32]]
+    assert about["defaults"]["shift"] == 3.0 and about["defaults"]["schedule"] == "unipc"
+    (denoiser,) = about["programs"]["denoiser"]
+    assert denoiser["file"] == "programs/denoiser_9x32x32.jax_export" and (out / denoiser["file"]).is_file()
+    assert denoiser["arguments"]["latents"] == "float32[b, 3, 4, 4, 4]"
+    assert about["loadable"]["until"] > about["loadable"]["created"]
+    assert about["parameters"]["dit"] == sum(x.size for x in jax.tree.leaves(model.params["dit"]))
+    card = (out / "README.md").read_text()
+    assert "9 frames of 32x32" in card and "--refresh" in card and "## Limits" in card
+
+
+def test_encoder_weights_stay_at_home(out):
+    from safetensors import safe_open
+
+    with safe_open(out / "weights" / "vae.safetensors", "numpy") as file:
+        parts = {name.partition("/")[0] for name in file.keys()}  # noqa: SIM118
+    assert parts == {"decoder", "post_quant_conv"}
+
+
+def test_a_short_default_gets_a_program_of_its_own(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(stablehlo, "NAMES", ("text_encoder",))
+    seen = {}
+    monkeypatch.setattr(
+        stablehlo, "write_programs", lambda folder, programs, shapes, dtype: seen.update(s=shapes) or {}
+    )
+    stablehlo.export_stablehlo(Order(model, "float32", 3.0), tmp_path / "a")
+    assert seen["s"] == ((5, 32, 32), None)
+    long = replace(model, defaults=replace(model.defaults, num_frames=17))
+    stablehlo.export_stablehlo(Order(long, "float32", 3.0), tmp_path / "b")
+    assert seen["s"] == (None,)
+
+
+def test_run_py_shares_the_definitions(run, tiny):
+    assert np.array_equal(run["clip_noise"](7, [0, 2], 3, (4, 4, 4)), clip_noise(7, [0, 2], 3, (4, 4, 4)))
+    for kind in ("unipc", "euler", "even"):
+        assert np.array_equal(run["Schedule"](9, 3.0, kind).instants(), Schedule(9, 3.0, kind).instants())
+    odd = "  a “red”\u00a0circle &amp; ﬁve  stars\x85 "
+    assert run["clean"](odd) == clean(odd)
+    about = json.loads((run["HERE"] / "manifest.json").read_text())
+    for prompt in (odd, "a red circle moves left", ""):
+        ids, length = run["tokens"](about, prompt)
+        wanted = tiny.tokenizer.encode([prompt], max_length=tiny.dit.text_len)
+        assert np.array_equal(ids, wanted.ids) and np.array_equal(length, wanted.length)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--num_frames 10", "4k+1"),
+        ("--height 40", "multiple of 16"),
+        ("--output a.avi", ".mp4 or .npy"),
+        ("--seed -1", "2^63"),
+        ("--latents LATENTS", "(1, 3, 4, 4, 4) wanted"),
+        ("--num_frames 13", "13x32x32: this export makes"),
+    ],
+)
+def test_run_py_refuses(run, flags, said, capsys, tmp_path):
+    np.save(tmp_path / "noise.npy", np.zeros((3, 4, 4, 1), np.float32))
+    line = ["--prompt", "a", "--num_frames", "9", *flags.replace("LATENTS", str(tmp_path / "noise.npy")).split()]
+    assert run["main"](line) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_run_py_writes_what_players_show(run, tmp_path):
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    frames[..., 0], frames[:, :, 24:, 1] = 200, 120
+    run["save"](tmp_path / "a.mp4", frames, 8.0, {"prompt": "ä", "seed": 3})
+    footage = read_video(tmp_path / "a.mp4")
+    assert footage.fps == 8 and footage.metadata == {"prompt": "ä", "seed": 3}
+    assert np.abs(footage.frames[:, 4:-4, 4:20].astype(int) - frames[:, 4:-4, 4:20]).max() <= 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_an_expired_file_says_what_to_do(out, run, monkeypatch):
+    monkeypatch.setattr("jax._src.export.serialization._SERIALIZATION_VERSION", 1)
+    old = export.export(jax.jit(lambda x: x))(jax.ShapeDtypeStruct((), np.float32)).serialize()
+    about = json.loads((out / "manifest.json").read_text())
+    program = run["Programs"].__new__(run["Programs"])
+    (out.parent / "old.jax_export").write_bytes(old)
+    program.about, program.file, program.weights = about, out.parent / "old.jax_export", []
+    with pytest.raises(run["BadInput"], match=r"not read by jax .* any more .*dit-video export THIS_FOLDER --refresh"):
+        program.make(*[np.zeros(1)] * 3, (0, 0), 1)
+
+
+def test_shapes_off_the_rule(model):
+    with pytest.raises(BadInput, match="Use 9 or 13"):
+        Order(model, "float32", 3.0, ((10, 32, 32),))
+    with pytest.raises(BadInput, match="height=40 must be a multiple of 16"):
+        Order(model, "float32", 3.0, ((9, 40, 32),))
+
+
+def test_without_flatbuffers(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(stablehlo, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"pip install 'dit_video\[stablehlo\]'"):
+        stablehlo.export_stablehlo(Order(model, "float32", 3.0), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_want_more_than_a_prompt(tiny):
+    with pytest.raises(BadInput, match="--to diffusers takes them all"):
+        portable(replace(tiny, dit_2=tiny.dit), "float32", "platform")
