@@ -1,7 +1,9 @@
 """What is behind the objects: background, light and camera of a clip, by trying every one that there is.
 
 Light multiplies: a pixel is (what is there) * exposure, and exposure is known for each of the three lights. So a clip
-is divided by each of them in turn, and the light is the one after which most pixels have the colour of some background.
+is divided by each of them in turn, and the light is the one after which most pixels have the colour of some background:
+that of a plain one, one of the two tones of a pattern, or what a gradient has at that place. (Any mixture of two tones
+would do for a pattern in the wrong light as well: dark tones by day hold all that others have at night.)
 """
 
 from functools import lru_cache
@@ -79,21 +81,24 @@ def find(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Ground:
     def share(distance: np.ndarray) -> float:
         return float(np.exp(-((distance / _SPREAD) ** 2)).mean())
 
+    ramps = [ramp[1::3, 1::3, None] for ramp in _ramps(height, width)]
     for light, exposure in zip(words.LIGHTS, light_of, strict=True):
-        day = (some / exposure[1::3, 1::3]).reshape(-1, 3)
+        day = some / exposure[1::3, 1::3]
         for name, rgb in words.PLAIN_RGB.items():
             if name == "black" and light != "day":
                 continue
             tone = np.float32(rgb)
-            distance = np.sqrt(((day - tone) ** 2) @ np.ones(3, np.float32))
-            best_plain = max(best_plain, (share(distance), name, light, tone, tone), key=_first)
+            best_plain = max(best_plain, (share(_apart(day, tone)), name, light, tone, tone), key=_first)
         for tones in words.TONES.values():
             low, high = np.float32(tones)
-            _, distance = nearest_on(day - low, high - low)
-            best_pattern = max(best_pattern, (share(distance), "", light, low, high), key=_first)
+            one_of_two = np.minimum(_apart(day, low), _apart(day, high))
+            between = (_apart(day, low + (high - low) * ramp) for ramp in ramps)
+            score = max(map(share, (one_of_two, *between)))
+            best_pattern = max(best_pattern, (score, "", light, low, high), key=_first)
     if _FLAT * best_plain[0] < best_pattern[0]:
-        fit, _, light, low, high = best_pattern
+        _, _, light, low, high = best_pattern
         exposure = light_of[words.LIGHTS.index(light)]
+        fit = share(nearest_on(some / exposure[1::3, 1::3] - low, high - low)[1])
         background, camera, match, seen = _pattern(frames / exposure, low, high, fps)
         if match > _MATCH:
             return Ground(background, light, camera, low, high, exposure, fit, match, *seen)
@@ -106,6 +111,18 @@ def find(frames: Float[np.ndarray, "T H W 3"], fps: float) -> Ground:
     fit = share(np.linalg.norm(day - tone, axis=-1))
     still = np.ones(count), np.zeros(count), np.zeros(count)
     return Ground(name, light, "static", tone, tone, exposure, fit, 1.0, *still)
+
+
+def _apart(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Distance of pixels (..., 3) to a colour, or to one each."""
+    return np.sqrt(((pixels - colour) ** 2) @ np.ones(3, np.float32))
+
+
+def _ramps(height: int, width: int) -> list[Float[np.ndarray, "H W"]]:
+    """Share of the second tone of a gradient in each of its four directions."""
+    y, x = ((np.arange(n, dtype=np.float32) + 0.5) / n for n in (height, width))
+    right, down = np.broadcast_to(x, (height, width)), np.broadcast_to(y[:, None], (height, width))
+    return [right, down, 1 - right, 1 - down]
 
 
 def _first(hypothesis: tuple) -> float:

@@ -12,6 +12,7 @@ from dit_video.data.toyworld import scene as words
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.data.toyworld.motion import pack, screen_track
 from dit_video.data.toyworld.splits import sample_scene
+from dit_video.evals import ground as grounds
 from dit_video.evals import outline
 from dit_video.evals.measure import measure
 from dit_video.evals.prompts import ask
@@ -165,6 +166,19 @@ def test_what_changes_or_vanishes_is_unreadable():
         reading = measure(bad)
         assert not reading.readable, reason
         assert reason in reading.reason
+
+
+@pytest.mark.parametrize("light", words.LIGHTS)
+def test_the_light_is_read_though_tints_are_off(light):
+    """Dark tones by day hold every colour that others have at night, but not only two of them."""
+    rng, scenes = np.random.default_rng(11), []
+    for tones in words.TONES:
+        scene, _ = one(shape="circle", colour="red", motion="still", background="striped", light=light)
+        scenes.append(replace(scene, tones=tones))
+    for clip in rendered(scenes, frames=2).astype(np.float32):
+        for _ in range(4):
+            spoilt = np.clip(clip * rng.uniform(0.96, 1.04, 3) + rng.normal(0, 3, (2, 1, 1, 3)), 0, 255)
+            assert grounds.find(np.float32(np.round(spoilt) / 255), 8.0).light == light
 
 
 def test_jump_is_no_motion():
