@@ -93,7 +93,7 @@ class Experiment:
         """Raises `BadInput` for numbers that cannot be right, naming the field."""
         from dit_video.core.errors import BadInput
 
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "eval_every"):
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "eval_every", "eval_batches"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
         if self.batch % self.accumulate:

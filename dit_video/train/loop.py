@@ -3,7 +3,6 @@
 import hashlib
 import json
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +16,12 @@ import jax
 import numpy as np
 
 from dit_video.core.config import diff, from_dict, to_dict
-from dit_video.core.errors import BadInput, DitVideoError, Interrupted, NonFinite, Preempted
+from dit_video.core.errors import BadInput, DitVideoError, NonFinite
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
 from dit_video.train.experiment import Experiment, Stream
 from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, count_flops, mean, rows_of
-from dit_video.train.processes import in_turn, stop_agreed, whole
+from dit_video.train.processes import Stop, in_turn, whole
 from dit_video.train.step import (
     Trained,
     TrainState,
@@ -69,6 +68,7 @@ def train(
             run.create()
         objective, base = experiment.objective.resolve(experiment, run)
     experiment = replace(experiment, objective=objective)
+    experiment.data.open(experiment.buckets, held_out=True)  # what is wrong with it is said now, not when it is wanted
     trainer = Trainer(experiment, run, base, sample, profile)
     trainer.prepare(int(resume) if resume.isdigit() else None)
     if first:
@@ -114,42 +114,6 @@ class Ahead:
     def close(self) -> None:
         self.stopped.set()
         self.thread.join(timeout=60)
-
-
-class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a wish that the loop reads between steps; a second one is immediate.
-
-    Of several processes all must stop after the same step: JAX watches for SIGTERM there, and they agree through it.
-    """
-
-    def __init__(self) -> None:
-        self.wish: type[DitVideoError] | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
-        old = {s: signal.signal(s, self._heard) for s in signals}
-        try:
-            yield self
-        finally:
-            for which, handler in old.items():
-                signal.signal(which, handler)
-
-    def after(self, step: int) -> bool:
-        """Whether to stop now that `step` is done."""
-        if self.wish is None and stop_agreed(step):
-            self.wish = Preempted
-            log.info("stopping after step %d, as all processes do; a checkpoint is saved", step)
-        return self.wish is not None
-
-    def _heard(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.wish is not None:
-            raise KeyboardInterrupt
-        self.wish = Preempted if number == signal.SIGTERM else Interrupted
-        log.info("stopping after this step; a checkpoint is saved")
 
 
 class Trainer:
@@ -269,7 +233,7 @@ class Trainer:
         self.bad_steps = 0
         totals = {"clips": 0.0, "flops": 0.0, "seconds": 0.0}
         try:
-            with Stop().listening() as stop, self.watchdog:
+            with self.saved(), Stop().listening() as stop, self.watchdog:
                 self.ahead = Ahead(self.stream, lambda batch: place(batch, self.mesh, self.rules))
                 while self.step < e.steps and not stop.after(self.step):
                     with self.clock.spend("data"):
@@ -384,6 +348,16 @@ class Trainer:
         about = {"data": self.data, "metrics": self.late.state(), "experiment": to_dict(self.experiment)}
         with self.clock.spend("checkpoint"):
             self.checkpoints.save(self.step, self.state, about | {"clock": dict(self.clock.seconds)}, wait)
+
+    @contextmanager
+    def saved(self) -> Iterator[None]:
+        """What a run is given can turn out bad after hours (files, held-out clips): what it has learnt is kept."""
+        try:
+            yield
+        except BadInput:
+            if self.step and jax.process_count() == 1:  # others do not come to a save that one of them begins
+                self.save(wait=True)
+            raise
 
     def make_samples(self) -> None:
         """Clips from the longest average. A failure here does not end a run of hours."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +65,9 @@ class MetricsLog:
                 row = _row(line)
                 if row is not None and row["step"] <= (told if "loss" in row else step):
                     kept.append(line + "\n")
-            path.write_text("".join(kept))
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept))
+            os.replace(partial, path)
         self.file = path.open("a", buffering=1)
         from tensorboardX import SummaryWriter
 

@@ -1,10 +1,15 @@
 """Several processes that are one run: who writes first, when all stop, and whole arrays out of parts."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
+
+from dit_video.core.errors import DitVideoError, Interrupted, Preempted
+from dit_video.core.log import log
 
 
 @contextmanager
@@ -33,3 +38,39 @@ def whole(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
+
+
+class Stop:
+    """Turns SIGTERM and the first Ctrl-C into a wish that the loop reads between steps; a second one is immediate.
+
+    Of several processes all must stop after the same step: JAX watches for SIGTERM there, and they agree through it.
+    """
+
+    def __init__(self) -> None:
+        self.wish: type[DitVideoError] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        signals = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+        old = {s: signal.signal(s, self._heard) for s in signals}
+        try:
+            yield self
+        finally:
+            for which, handler in old.items():
+                signal.signal(which, handler)
+
+    def after(self, step: int) -> bool:
+        """Whether to stop now that `step` is done."""
+        if self.wish is None and stop_agreed(step):
+            self.wish = Preempted
+            log.info("stopping after step %d, as all processes do; a checkpoint is saved", step)
+        return self.wish is not None
+
+    def _heard(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.wish is not None:
+            raise KeyboardInterrupt
+        self.wish = Preempted if number == signal.SIGTERM else Interrupted
+        log.info("stopping after this step; a checkpoint is saved")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,7 @@ def test_a_failing_sampler_does_not_end_a_run(small, tmp_path):
         ({"steps": 0}, "steps=0"),
         ({"batch": 6, "accumulate": 4}, "accumulate=4"),
         ({"keep": 1}, "keep=1"),
+        ({"eval_batches": 0}, "eval_batches=0"),
         ({"ema": (1.0,)}, "ema"),
         ({"batch": 7}, "does not divide over the mesh"),
     ],
@@ -169,6 +171,38 @@ def test_a_failing_sampler_does_not_end_a_run(small, tmp_path):
 def test_numbers_that_cannot_be(small, tmp_path, changes, message):
     with pytest.raises(BadInput, match=message):
         train(small(**changes), tmp_path)
+
+
+def test_what_is_wrong_with_the_held_out_part_is_said_first(small, tmp_path):
+    def open_part(buckets, held_out=False):
+        if held_out:
+            raise BadInput("no held_out clips")
+
+    with pytest.raises(BadInput, match="no held_out clips"):
+        train(small(data=SimpleNamespace(open=open_part)), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_what_was_learnt_is_kept_when_the_data_turn_out_bad(small, tmp_path, monkeypatch):
+    line = type(small().objective)
+    whole = line.stream
+
+    def stream(*args, held_out):
+        numbers = whole(*args, held_out=held_out)
+
+        class Ending(type(numbers)):
+            def __next__(self):
+                if self.place == 7:
+                    raise BadInput("too many damaged clips")
+                return super().__next__()
+
+        numbers.__class__ = Ending
+        return numbers
+
+    monkeypatch.setattr(line, "stream", stream)
+    with pytest.raises(BadInput, match="too many damaged clips"):
+        train(small(checkpoint_every=1000), tmp_path)
+    assert Run(tmp_path).checkpoints().steps() == [7]
 
 
 def test_an_error_in_the_data_reaches_the_loop():
