@@ -8,12 +8,14 @@ import jax
 import pytest
 
 from dit_video.cli.main import main
+from dit_video.cli.plan import predict
 from dit_video.cli.plan.chips import CHIPS
 from dit_video.cli.plan.costs import Cost
 from dit_video.cli.plan.devices import slice_target
 from dit_video.cli.plan.predict import Plan, Target, changes, plan_training, refused
 from dit_video.core.config import load_experiment
 from dit_video.core.errors import MissingError
+from dit_video.core.mesh import MeshShape
 from dit_video.core.slices import parse_slice
 from dit_video.data.buckets import Bucket
 from dit_video.models.dit import DiTConfig, flops
@@ -41,8 +43,12 @@ def here(hbm: float, count: int = 1) -> Target:
     return Target("cpu", count, jax.devices()[:count], None, hbm)
 
 
-def test_memory_of_a_step_by_part():
-    plan = plan_training(small(), here(1e12, 2))
+@pytest.fixture(scope="module")
+def plan():
+    return plan_training(small(), here(1e12, 2))
+
+
+def test_memory_of_a_step_by_part(plan):
     hbm = plan.hbm
     assert plan.fits and plan.change is None
     assert hbm["ema"] == 2 * hbm["parameters"]  # two averages
@@ -52,23 +58,30 @@ def test_memory_of_a_step_by_part():
     assert plan.mfu is None  # a CPU has no data sheet
 
 
-def test_flops_are_those_of_the_model():
-    experiment = small()
-    plan = plan_training(experiment, here(1e12))
-    objective = experiment.objective
+def test_flops_are_those_of_the_model(plan):
+    objective = small().objective
     grid = (5, 4, 4)  # the VAE on board: 4 x in time, 8 x in space
     assert plan.tokens == 8 * (5 + 1) * 2 * 2  # an extra latent frame, patches of 1 x 2 x 2
     dit = 3 * 8 * flops(objective.dit, grid, objective.tokens, extra=1)
     assert dit < plan.model_flops < 2 * dit  # the text encoder learns too
 
 
-def test_what_would_make_it_fit_is_named():
-    """A byte too little: what the blocks keep for the gradient is computed again."""
-    experiment = replace(small(depth=8), ema=(0.9,), batch=32)
-    need = plan_training(experiment, here(1e12)).hbm["total"]
-    plan = plan_training(experiment, here(need - 1))
-    assert not plan.fits
-    assert "--objective.dit.remat" in plan.change
+def test_what_would_make_it_fit_is_named(monkeypatch):
+    """The first change that fits, with those before it; all of them are tried where none does."""
+    tried = []
+
+    def planned(experiment, target):
+        tried.append(experiment)
+        remat = experiment.objective.dit.remat
+        return Plan(target, "", {"total": 1}, remat == "attention", Cost(), compile_seconds=1.0)
+
+    monkeypatch.setattr(predict, "_plan_training", planned)
+    experiment = replace(small(), mesh=MeshShape(data=1, fsdp=2))
+    found = plan_training(experiment, here(1.0, 2))
+    assert found.change == "--objective.dit.remat attention"
+    assert found.compile_seconds == 2.0
+    assert [e.objective.dit.remat for e in tried] == ["none", "dots", "attention"]
+    assert plan_training(experiment, here(1.0, 2), search=False).change is None
 
 
 def test_changes_are_flags_that_an_experiment_takes():
@@ -92,20 +105,20 @@ def test_efficiency_and_price():
     assert replace(plan, fits=False).mfu is None
 
 
-def test_json_and_exit_code(capsys, monkeypatch):
-    from dit_video.core import config
-
-    monkeypatch.setattr(config, "load_experiment", lambda name: small())
-    assert main(["plan", "toyworld", "--topology", "local", "--mesh.data", "8", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["fits"] is True
-    assert {"parameters", "optimizer", "ema", "activations", "total"} <= set(plan["hbm_bytes"])
+def test_json_and_exit_code(plan, capsys, monkeypatch):
+    arguments = ["plan", "toyworld", "--topology", "local", "--mesh.data", "8"]
+    monkeypatch.setattr(predict, "plan_training", lambda experiment, target, search: plan)
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["fits"] is True
+    assert {"parameters", "optimizer", "ema", "activations", "total"} <= set(report["hbm_bytes"])
     assert {"topology", "chips", "hbm_limit", "step_seconds", "by", "model_flops", "mfu", "compile_seconds"} <= set(
-        plan
+        report
     )
-    monkeypatch.setattr("dit_video.generate.memory.free_memory", lambda device: 2**13)
-    assert main(["plan", "toyworld", "--topology", "local", "--mesh.data", "8", "--no_search"]) == 2
-    assert "does NOT fit" in capsys.readouterr().out
+    tight = replace(plan, fits=False, change="--batch 1")
+    monkeypatch.setattr(predict, "plan_training", lambda experiment, target, search: tight)
+    assert main(arguments) == 2
+    assert "does NOT fit; it would with: --batch 1" in capsys.readouterr().out
 
 
 def test_an_unknown_slice(capsys):
