@@ -22,7 +22,7 @@ examples:
 # Of a clip's metadata: what a request is made of, by the same names, and what is known of the result.
 ASKED = (
     "negative_prompt", "num_frames", "height", "width", "fps", "num_inference_steps", "solver", "shift",
-    "guidance_scale", "guidance_scale_2", "seed", "prompt_at", "transition", "loop", "cache",
+    "guidance_scale", "guidance_scale_2", "conditioning_scale", "seed", "prompt_at", "transition", "loop", "cache",
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",
@@ -167,8 +167,9 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
     pictures = {source["frame"]: find_image(args, source["image"]) for source in sources}
     if pictures:
         given["resize"] = sources[0].get("resize", "crop")
-    if 0 in pictures:
-        given["image"] = pictures.pop(0)
+    for name, frame in (("image", 0), ("last_image", metadata["num_frames"] - 1)):
+        if frame in pictures:
+            given[name] = pictures.pop(frame)
     return given | ({"keyframes": pictures} if pictures else {})
 
 

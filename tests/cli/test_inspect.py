@@ -149,13 +149,14 @@ def test_arguments_of_all_kinds_are_found(here):
     metadata = json.loads((here / "one.json").read_text()) | {
         "num_frames": 16, "loop": True, "prompt_at": [[1.0, "a blue star"]], "cache": "safe",
         "long": {"mode": "window", "why": "x", "window": 5, "overlap": 2, "noise": "shuffled", "rope": None},
-        "given": [{"frame": 0} | picture, {"frame": 8} | picture],
+        "given": [{"frame": frame} | picture for frame in (0, 8, 15)],
     }  # fmt: skip
     found = inspect_verb.arguments(types.SimpleNamespace(image=None, file=here / "one.mp4"), metadata)
     wanted = {
         "num_frames": 17, "loop": True, "prompt_at": [[1.0, "a blue star"]], "cache": "safe", "long": "window",
         "window": 5, "overlap": 2, "noise_order": "shuffled", "rope": None, "resize": "pad", "seed": 3,
         "image": Path("first.png"), "keyframes": {8: Path("first.png")}, "negative_prompt": "blue",
+        "last_image": Path("first.png"),
     }  # fmt: skip
     assert {name: found[name] for name in wanted} == wanted
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.log import Progress
 from dit_video.core.mesh import MeshShape
 from dit_video.diffusion.flow import VelocityOutput
 from dit_video.diffusion.noise import clip_noise
@@ -206,6 +207,21 @@ def test_a_long_clip_is_decoded_in_pieces(pipe, monkeypatch):
     whole = pipe(PROMPT, seed=7, num_frames=9).frames[0]
     monkeypatch.setattr(pipeline, "STREAM_FROM", 3)
     assert worst(pipe(PROMPT, seed=7, num_frames=9).frames[0], whole) <= 1
+
+
+def test_a_large_text_encoder_goes_before_the_denoiser_comes(tiny, plain, monkeypatch):
+    from dit_video.generate import held
+
+    monkeypatch.setattr(held, "LARGE", 1)
+    pipe = VideoPipeline(tiny)
+    order = []
+    put = pipe.params.put
+    pipe.params.put = lambda part: order.append((part, sorted(pipe.params.placed))) or put(part)
+    for _ in range(2):
+        assert worst(pipe(PROMPT, seed=7).frames[0], plain.frames[0]) == 0
+        assert sorted(pipe.params.placed) == ["dit", "vae"]
+    assert order == [("text", []), ("vae", []), ("dit", ["vae"]), ("text", ["dit", "vae"])]
+    assert pipe.seconds(Progress(False))["load"] > 0
 
 
 def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):

@@ -291,7 +291,7 @@ def test_bfloat16_is_near(stage):
 @pytest.mark.parametrize("seed", [1001, "fresh"])
 def test_the_numbers_of_the_reference(stage, seed):
     """Names, shapes, config and numbers of a case that was never seen before."""
-    for package in ("torch", "diffusers", "transformers"):
+    for package in ("torch", "diffusers", "transformers", "peft"):
         pytest.importorskip(package)
     seed = secrets.randbelow(2**31) if seed == "fresh" else seed
     config, inputs = TOOL["case"](STAGES[stage], seed)
