@@ -117,8 +117,7 @@ class Programs:
     def decode_piece(self, vae: Weights, latents: Latent, past: Any) -> tuple[Float[Array, "B T H W 3"], Any]:
         """Pixels in [-1, 1] of the latents that follow `past` (None: the clip's first), and the past of the next."""
         module = self.module("vae", vae)
-        video, past = module._decode(module.denormalize(latents), past)
-        return jnp.clip(video, -1.0, 1.0), past
+        return module.decode_piece(module.denormalize(latents), past)
 
     def decode_next(self, vae: Weights, latents: Latent, past: Any) -> tuple[Float[Array, "B T H W 3"], Any]:
         """`decode_piece`, compiled."""

@@ -345,6 +345,11 @@ class VAE(nnx.Module):
         video = self._decode(z)[0]
         return jnp.clip(video, -1.0, 1.0) if clip else video
 
+    def decode_piece(self, z: Latent, past: Past = None) -> tuple[Video, Past]:
+        """As `decode`, of the latents that follow `past` (None: the clip's first), and the past of the next piece."""
+        video, past = self._decode(z, past)
+        return jnp.clip(video, -1.0, 1.0), past
+
     def normalize(self, z: Latent) -> Latent:
         """Raw latents -> what the denoiser sees: (z - mean) / std with the stored statistics."""
         return (z - self._mean()) / self._std()
@@ -391,5 +396,4 @@ def _encode_piece(graph, params, video, past):
 
 @partial(jax.jit, static_argnums=0)
 def _decode_piece(graph, params, z, past):
-    video, past = nnx.merge(graph, params)._decode(z, past)
-    return jnp.clip(video, -1.0, 1.0), past
+    return nnx.merge(graph, params).decode_piece(z, past)
