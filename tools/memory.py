@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 KEPT = ("float32", "bfloat16", "int8")
 # (weights are kept as, layers stay on the host, the text encoder is let go after encoding)
-WAYS = [(keep, False, True) for keep in KEPT] + [("bfloat16", False, False), ("bfloat16", True, True)]
+WAYS = [(keep, False, True) for keep in KEPT] + [("float32", False, False), ("float32", True, True)]
 
 
 def held() -> int:
