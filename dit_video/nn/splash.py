@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 KEPT = "attention"  # the name of outputs and log-sum-exps
 LANES = 128  # tiles are whole vector registers
-QUERIES, KEYS, AT_ONCE = 512, 2048, 1024  # sides of a tile at most, and how many of its keys are computed at once
+QUERIES, KEYS, AT_ONCE = 512, 1024, 512  # sides of a tile at most, and how many of its keys are computed at once
 PARTIAL = 2**30  # bytes of partial gradients of the queries that are held
 CORES = 2  # heads that always go together: one for each core of a chip
 OUT = -1e30  # logit of a key that is not there
