@@ -13,6 +13,7 @@ from dit_video.cli.main import main
 from dit_video.core.errors import Interrupted
 from dit_video.data.video import read_video
 from dit_video.generate.clip import frames_sha256
+from dit_video.weights.folder import save_model
 
 PROMPT = "a red circle moves right"
 pytestmark = pytest.mark.usefixtures("here")

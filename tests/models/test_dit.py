@@ -187,7 +187,7 @@ def test_flops_are_the_compilers():
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"remat": "all"}, "remat='all'.*none, block, dots"),
+        ({"remat": "all"}, "remat='all'.*none, block, attention, dots"),
         ({"attention": "flash"}, "attention='flash'.*xla"),
         ({"dtype": "int8"}, "dtype"),
         ({"head_dim": 7}, "even"),
