@@ -20,6 +20,7 @@ import runpy
 import sys
 import types
 import typing
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -71,6 +72,28 @@ def checkout() -> Path:
 def tiny() -> typing.Any:
     """A whole `Model` of a few thousand random weights (see miniature.py)."""
     return runpy.run_path(str(Path(__file__).with_name("miniature.py")))["miniature"]()
+
+
+@contextmanager
+def _optimized() -> typing.Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def with_optimizations() -> typing.Any:
+    """A context for what runs longer than it compiles: renders by the hundred take a hundredth of the time."""
+    return _optimized
+
+
+@pytest.fixture(scope="module")
+def optimized(with_optimizations) -> typing.Iterator[None]:
+    """The same for all tests of a file."""
+    with with_optimizations():
+        yield
 
 
 @pytest.fixture

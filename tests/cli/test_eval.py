@@ -13,6 +13,8 @@ from dit_video.data.toyworld.draw import make_scene
 from dit_video.evals.prompts import suite
 from dit_video.evals.references import renders
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @cache
 def scenes():

@@ -9,6 +9,11 @@ from dit_video.evals.prompts import suite
 from dit_video.evals.references import renders
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _optimized(optimized):
+    """Every file here renders clips."""
+
+
 def rendered(scenes, frames=17, height=64, width=64):
     """Exact renders, uint8 (N, T, H, W, 3)."""
     return renders(scenes, frames, height, width)
@@ -21,8 +26,9 @@ def asked():
 
 
 @pytest.fixture(scope="session")
-def clips(asked):
-    return rendered([one.scene for one in asked])
+def clips(asked, with_optimizations):
+    with with_optimizations():
+        return rendered([one.scene for one in asked])
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from dit_video.data.toyworld.render import frame_times, render, render_at, rende
 from dit_video.data.toyworld.scene import Body, Scene, check
 from dit_video.data.toyworld.splits import sample_scene
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def unit(video):
     """[-1, 1] to [0, 1]."""
