@@ -9,7 +9,7 @@
         --data gs://BUCKET/latents --workdir runs/style14b
 
 `dit-video plan experiments/wan_14b_generate_v6e_8.py --generate` plans for a clip.
-Planned with the TPU compiler, not run: no TPU was there. What was predicted stands in the README's table.
+Neither planned to the end nor run yet: see the limits in the README.
 """
 
 from dit_video.core.mesh import MeshShape

@@ -8,7 +8,7 @@
     dit-video train experiments/wan_14b_tpu7x_8.py --init models/wan14b \
         --data gs://BUCKET/latents --workdir runs/wan14b
 
-Planned with the TPU compiler, not run: no TPU was there. What was predicted stands in the README's table.
+Neither planned to the end nor run yet: see the limits in the README.
 """
 
 from dit_video.core.mesh import MeshShape

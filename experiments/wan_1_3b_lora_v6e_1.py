@@ -9,7 +9,7 @@
         --data gs://BUCKET/latents --workdir runs/style
 
 `experiments/wan_lora.py` is the same from a folder of clips, at 49 frames.
-Planned with the TPU compiler, not run: no TPU was there. What was predicted stands in the README's table.
+Neither planned to the end nor run yet: see the limits in the README.
 """
 
 from dit_video.core.mesh import MeshShape

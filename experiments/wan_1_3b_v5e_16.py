@@ -9,7 +9,7 @@
         --data gs://BUCKET/latents --workdir runs/wan
 
 Text encoder and VAE are those of `models/wan` (diffusers layout).
-Planned with the TPU compiler, not run: no TPU was there. What was predicted stands in the README's table.
+Neither planned to the end nor run yet: see the limits in the README.
 """
 
 from dit_video.core.mesh import MeshShape

@@ -8,7 +8,7 @@
     dit-video train experiments/wan_5b_v6e_64.py --init models/wan5b \
         --data gs://BUCKET/latents --workdir runs/wan5b
 
-Planned with the TPU compiler, not run: no TPU was there. What was predicted stands in the README's table.
+Neither planned to the end nor run yet: see the limits in the README.
 """
 
 from dit_video.core.mesh import MeshShape
