@@ -1,8 +1,8 @@
 """From compiled programs to a plan: what fits, how long a step takes and why.
 
-One number is fitted: how much of its peak an attention kernel reaches, to the one public training figure of a model of
-this kind on TPUs (Wan 2.1 14B at 1280x720x81, batch 1, on 4 chips of v5p: 36.0 s a step, MaxDiffusion's README). The
-figures beside it are left out of the fit; tools/plan_table.py shows what is predicted for them.
+One number is there to be fitted (`tools/plan_table.py published --fit`): how much of its peak an attention kernel
+reaches, to the one public training figure of a model of this kind on TPUs (Wan 2.1 14B at 1280x720x81, batch 1, on 4
+chips of v5p: 36.0 s a step, MaxDiffusion's README). That fit was not made yet: 1 is the peak.
 """
 
 import re
@@ -26,7 +26,7 @@ from dit_video.train.lora import FineTune
 from dit_video.train.metrics import count_flops
 from dit_video.train.step import loss_of, trained
 
-KERNELS = 1.0  # fitted, see above
+KERNELS = 1.0  # not fitted yet, see above
 PRODUCTS = 0.9  # assumed: of large products outside of kernels
 FITTED = Efficiency(PRODUCTS, KERNELS)
 
