@@ -225,6 +225,12 @@ class VideoPipeline:
             except Unfinished as error:
                 error.clips = clips
                 raise
+            except (Exception, KeyboardInterrupt) as error:
+                if not clips:
+                    raise
+                stopped = unfinished(error, "sampling", np.zeros((0, *shape), np.float32), request)
+                stopped.clips = clips
+                raise stopped from error
             for i, clip in enumerate(which[: count - first]):
                 shown = np.zeros((0, request.height, request.width, 3), np.uint8) if frames is None else frames[i]
                 # Sampled at once: a matrix product rounds by its shape, so the same frames take the same batch.

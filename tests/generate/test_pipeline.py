@@ -235,6 +235,23 @@ def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
+@pytest.mark.parametrize("error, code", [(MemoryError("no room"), 4), (ValueError("mine"), 1)])
+def test_clips_already_made_outlive_an_error_in_a_later_part(pipe, plain, monkeypatch, error, code):
+    monkeypatch.setattr("dit_video.generate.pipeline.AT_ONCE", 1)
+    calls = []
+
+    def callback(*_):
+        calls.append(1)
+        if len(calls) == 4:  # of three steps each
+            raise error
+
+    with pytest.raises(Unfinished) as told:
+        pipe(["a red circle", "a blue square"], seed=1, num_inference_steps=3, callback_on_step_end=callback)
+    assert told.value.exit_code == code
+    (kept,) = told.value.clips
+    assert kept.metadata["prompt"] == "a red circle" and kept.frames.shape[0] > 0
+
+
 def test_a_mesh_gives_the_same_clip(tiny, plain):
     out = VideoPipeline(tiny, mesh=MeshShape(data=2, fsdp=2, tensor=2))(PROMPT, seed=7)
     assert worst(out.frames[0], plain.frames[0]) <= 1
