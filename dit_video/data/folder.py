@@ -151,7 +151,7 @@ class FolderReader:
             if time > start + span:
                 break
             while len(times) > 1 and times[1] <= start:  # only the last frame before the start is needed
-                frames.pop(0), times.pop(0)
+                del frames[0], times[0]
         if not frames or times[-1] + 1.5 / fps < start + span:
             raise BadInput(f"ends at {times[-1] if times else 0:.2f} s, where {start + span:.2f} s were announced")
         chosen = resample_indices(np.asarray(times), fps, bucket.frames, start)

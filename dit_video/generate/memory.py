@@ -7,7 +7,7 @@ import jax
 SPARE = 0.9  # part of what is free that is counted on
 
 
-def free_memory(device: jax.Device | None = None) -> int | None:
+def free_memory(device: jax.Device | None = None) -> int | None:  # pyright: ignore[reportInvalidTypeForm]
     """Bytes that are free on a device, or for the CPU in this machine (or container); None where nothing says."""
     device = device or jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None

@@ -6,7 +6,7 @@ a pass holds a whole stream there; windows and chunks hold a piece of one fixed 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -270,7 +270,8 @@ class Sampler:
         by the slope of the last step."""
         latents, old = self.own(np.asarray(x)), self.own(old)
         data = latents - then.flow / (then.flow - now.flow) * (latents - old)
-        answer = self.callback(self.pipe, self.done, float(now.model) * 1000, {"latents": latents, "data": data}) or {}
+        tell = cast(Callable, self.callback)
+        answer = tell(self.pipe, self.done, float(now.model) * 1000, {"latents": latents, "data": data}) or {}
         if answer.get("stop"):
             raise KeyboardInterrupt
         if "latents" not in answer:

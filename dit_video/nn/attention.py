@@ -98,8 +98,7 @@ def _on_mesh(
     others = fits(rules("batch", keys, "heads", None), k.shape, mesh)
     tokens: Axis = queries[1] if others[1] is not None else None
 
-    def local(q: Heads, k: Keys, v: Keys, *bias: Float[Array, "B S"]) -> Heads:
-        bias = bias[0] if bias else None
+    def local(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None = None) -> Heads:
         if tokens is None:
             return one(q, k, v, bias)
         if q.shape[2] % ways(tokens, mesh):
