@@ -200,9 +200,12 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
     or the user stops is kept, and the error says where."""
     import time
 
-    from dit_video.generate.clip import check_free, save_latents
+    import numpy as np
+
+    from dit_video.core.errors import DitVideoError
+    from dit_video.generate.clip import check_free
     from dit_video.generate.preview import preview
-    from dit_video.generate.unfinished import Unfinished
+    from dit_video.generate.unfinished import Unfinished, unfinished
 
     shown = preview(paths[0], args.preview_every) if args.preview_every is not None else None
     done: list[Path] = []
@@ -215,20 +218,39 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
                 done.append(path)
                 yield path, meta, time.perf_counter() - began - meta["seconds"]["decode"]
             return
-        for path, clip in zip(paths, pipe.run(request, callback=shown).clips, strict=True):
+        clips = pipe.run(request, callback=shown).clips
+        for path, clip in zip(paths, clips, strict=True):
             began = time.perf_counter()
-            check_free(path, args.force)
-            clip.save(path, force=True, latents=args.save_latents)
+            try:
+                check_free(path, args.force)
+                clip.save(path, force=True, latents=args.save_latents)
+            except (Exception, KeyboardInterrupt) as error:
+                rest = np.stack([clip.latents for clip in clips[len(done) :]])
+                raise unfinished(error, "writing", rest, request) from error
+            done.append(path)
             yield path, clip.metadata, time.perf_counter() - began
     except Unfinished as error:
-        kept = [str(clip.save(path, force=args.force)) for path, clip in zip(paths, error.clips, strict=False)]
-        kept += map(str, done)
-        if error.kept is not None:
-            kept.append(str(error.kept))
-        else:
-            first = len(kept)
-            for index, (path, latents) in enumerate(zip(paths[first:], error.latents, strict=False), first):
-                about = pipe.about(request, index) | ({"steps_done": error.steps} if error.steps else {})
-                kept.append(str(save_latents(path, latents, about)))
-        error.args = (f"{error}. Kept: {', '.join(kept)}",)
+        message, kept = str(error).rstrip("."), list(map(str, done))
+        try:
+            kept.extend(map(str, keep(error, pipe, request, paths[len(done) :], args.force)))
+        except DitVideoError as another:
+            message = f"{message}. {another}"
+        error.args = (f"{message}. Kept: {', '.join(kept)}" if kept else message,)
         raise
+
+
+def keep(error: Any, pipe: Any, request: Any, paths: list[Path], force: bool) -> Iterator[Path]:
+    """Writes what there is of the clips that were to be at `paths`: frames of those that are whole, latents of the
+    others. Raises BadInput where that cannot be written."""
+    from dit_video.generate.clip import save_latents
+
+    for path, clip in zip(paths, error.clips, strict=False):
+        yield clip.save(path, force=force)
+    if error.kept is not None:
+        yield error.kept
+        return
+    first, rest = len(request.prompts) - len(paths) + len(error.clips), paths[len(error.clips) :]
+    for index, (path, latents) in enumerate(zip(rest, error.latents, strict=False), first):
+        yield save_latents(
+            path, latents, pipe.about(request, index) | ({"steps_done": error.steps} if error.steps else {})
+        )

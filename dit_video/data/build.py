@@ -18,6 +18,7 @@ import numpy as np
 
 from dit_video.core.config import to_dict
 from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.files import sha256
 from dit_video.core.log import log
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder, list_clips, part
@@ -34,7 +35,6 @@ from dit_video.data.shards import (
     Record,
     pack,
     read_json,
-    sha256,
     write_json,
     write_shard,
 )

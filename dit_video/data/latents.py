@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dit_video.core.errors import BadInput
+from dit_video.core.files import sha256
 from dit_video.core.log import log
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket
@@ -34,7 +35,6 @@ from dit_video.data.shards import (
     open_shard,
     read_json,
     read_manifest,
-    sha256,
     unpack,
 )
 from dit_video.data.store import Store

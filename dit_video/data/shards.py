@@ -10,7 +10,6 @@ encoded alone. Captions are text, not tokens or features: they are small, and to
 shard clips are sorted by bucket, so that counts alone say what a record is.
 """
 
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -91,11 +90,6 @@ def open_shard(path: Path) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(str(path), "readahead_buffer_size:0")
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(store: Store, name: str) -> Any:

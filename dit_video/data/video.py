@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.files import beside, writing
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -62,7 +63,8 @@ class VideoWriter:
     memory to the end. `metadata` may be set until the end as well. The file appears under its name only when it is
     whole, and not at all after an exception.
 
-    Raises BadInput for an unknown suffix, odd sizes in MP4 (yuv420p halves the colour grid), or a wrong frame.
+    Raises BadInput for an unknown suffix, odd sizes in MP4 (yuv420p halves the colour grid), a wrong frame, or a disk
+    that takes no more.
     """
 
     path: str | os.PathLike[str]
@@ -76,8 +78,7 @@ class VideoWriter:
         self.suffix = check_suffix(self.path)
         if not self.fps > 0:
             raise BadInput(f"fps={self.fps} must be above zero.")
-        # the suffix stays last: libav and Pillow tell the format from it
-        self.partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial{self.suffix}")
+        self.partial = beside(self.path)
         self._container: Any = None
         self._stream: Any = None
         self._shape: tuple[int, ...] | None = None
@@ -100,9 +101,10 @@ class VideoWriter:
         if self.suffix != ".mp4":
             self._frames.append(frame.copy())
         else:
-            if self._container is None:
-                self._open(*frame.shape[:2])
-            self._encode(frame)
+            with writing(self.path):
+                if self._container is None:
+                    self._open(*frame.shape[:2])
+                self._encode(frame)
         self._count += 1
 
     def write_all(self, frames: Frames) -> None:
@@ -114,25 +116,30 @@ class VideoWriter:
         if self._count == 0:
             raise BadInput(f"{self.path}: a video needs at least one frame.")
         try:
-            if self.suffix == ".mp4":
-                for packet in self._stream.encode(None):
-                    self._container.mux(packet)
-                self._container.close()
-                if self.metadata != self._tagged:
-                    _retag(self.partial, self.metadata)
-            else:
-                _write_pictures(self.partial, np.stack(self._frames), self.fps, self.metadata)
-            os.replace(self.partial, self.path)
+            with writing(self.path):
+                if self.suffix == ".mp4":
+                    for packet in self._stream.encode(None):
+                        self._container.mux(packet)
+                    self._container.close()
+                    if self.metadata != self._tagged:
+                        _retag(self.partial, self.metadata)
+                else:
+                    _write_pictures(self.partial, np.stack(self._frames), self.fps, self.metadata)
+                os.replace(self.partial, self.path)
         except BaseException:
             self.abort()
             raise
 
     def abort(self) -> None:
         """Leaves nothing behind."""
-        if self._container is not None:
-            self._container.close()
+        try:
+            if self._container is not None:
+                self._container.close()
+        except OSError:  # a full disk does not take the end of the file either
+            pass
+        finally:
             self._container = None
-        self.partial.unlink(missing_ok=True)
+            self.partial.unlink(missing_ok=True)
 
     def _open(self, height: int, width: int) -> None:
         import av

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.files import replacing
 from dit_video.data.video import WRITE_SUFFIXES, check_suffix, read_video, write_video
 
 
@@ -29,10 +30,11 @@ class Clip:
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, latents: bool = False) -> Path:
         """Writes the video by its suffix (.mp4, .gif, .webp, .png) and the metadata beside it as NAME.json; with
-        `latents`, NAME.latents.npz as well. Raises BadInput for a file that is there already, unless `force`."""
+        `latents`, NAME.latents.npz as well. Raises BadInput for a file that is there already, unless `force`, and for a
+        place that cannot be written."""
         path = Path(path)
         check_free(path, force)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path.parent)
         write_video(path, self.frames, self.fps, self.metadata)
         write_json(path.with_suffix(".json"), self.metadata)
         if latents and self.latents is not None:
@@ -52,17 +54,15 @@ def frames_sha256(frames: UInt8[np.ndarray, "T H W 3"]) -> str:
 
 
 def write_json(path: Path, data: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_latents(path: Path, latents: Float[np.ndarray, "t h w z"], metadata: dict[str, Any]) -> Path:
     """NAME.latents.npz beside NAME.mp4: `latents` (normalised) and `metadata` as JSON."""
     path = path.with_suffix(".latents.npz")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-    np.savez(partial, latents=latents, metadata=np.array(json.dumps(metadata, ensure_ascii=False)))
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        np.savez(partial, latents=latents, metadata=np.array(json.dumps(metadata, ensure_ascii=False)))
     return path
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from dit_video.core.errors import NonFinite
 from dit_video.core.log import Progress
 from dit_video.data.video import VideoWriter
-from dit_video.generate.clip import check_free, save_latents, write_json
+from dit_video.generate.clip import check_free, check_writable, save_latents, write_json
 from dit_video.generate.decode import Strip, Tiles, decode_frames
 from dit_video.generate.unfinished import Unfinished, unfinished
 
@@ -86,18 +86,24 @@ class Film:
     def save(self, path: str | os.PathLike[str], *, force: bool = False, latents: bool = False) -> dict[str, Any]:
         """Writes the video as it is decoded, and its JSON; returns the metadata.
 
-        The latents are written first, as NAME.latents.npz, and stay there if a frame cannot be made, or with `latents`.
+        The latents are written first, as NAME.latents.npz, and stay there if a frame cannot be made or written, or with
+        `latents`. Raises Unfinished, which carries them.
         """
         path = Path(path)
         check_free(path, force)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path.parent)
         about = self.metadata
-        kept = save_latents(path, self.latents, about)
+        kept = None
         try:
+            kept = save_latents(path, self.latents, about)
             about = write_frames(path, self.frames(), self.request.fps, about, lambda: self.pipe.seconds(self.progress))
         except Unfinished as error:
             error.kept = kept
             raise
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = unfinished(error, "writing", self.latents[None], self.request)
+            stopped.kept = kept
+            raise stopped from error
         if latents:
             save_latents(path, self.latents, about)
         else:

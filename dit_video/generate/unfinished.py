@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dit_video.core.errors import DitVideoError, Interrupted, NonFinite, OutOfMemory
+from dit_video.core.errors import DitVideoError, Interrupted, OutOfMemory
 
 if TYPE_CHECKING:
     from dit_video.generate.request import Request
@@ -28,7 +28,7 @@ def unfinished(error: BaseException, doing: str, latents: np.ndarray, request: "
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         return Unfinished(f"interrupted while {doing}", Interrupted, latents, request)
-    if isinstance(error, NonFinite):
-        return Unfinished(str(error), NonFinite, latents, request)
+    if isinstance(error, DitVideoError):
+        return Unfinished(str(error), type(error), latents, request)
     full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     return Unfinished(f"{doing} failed ({line})", OutOfMemory if full else DitVideoError, latents, request)

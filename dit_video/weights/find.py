@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.files import sha256
 
 ON_BOARD = "board"  # the name of the weights that the package carries
 INDEX, MANIFEST = "model_index.json", "manifest.json"
@@ -22,11 +23,6 @@ def manifest(folder: Path) -> dict[str, str]:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def find_model(name: str | Path | None) -> Path:

@@ -1,5 +1,6 @@
 """`dit-video generate`: what stands on stdout, what lies on disk, and exit codes; with a model in miniature."""
 
+import errno
 import json
 import runpy
 import subprocess
@@ -12,7 +13,7 @@ from PIL import Image
 from dit_video.cli.main import main
 from dit_video.core.errors import Interrupted
 from dit_video.data.video import read_video
-from dit_video.generate.clip import frames_sha256
+from dit_video.generate.clip import frames_sha256, load_latents
 from dit_video.weights.folder import save_model
 
 PROMPT = "a red circle moves right"
@@ -155,6 +156,46 @@ def test_an_interrupted_run_keeps_its_latents(model, here, capsys, monkeypatch):
     assert "a.latents.npz" in said(capsys)[1]
     assert (here / "a.latents.npz").is_file()
     assert not (here / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_full_disk_keeps_what_was_made(model, here, capsys, monkeypatch, whole):
+    """The second of two clips finds no room: the first stays, the second's latents are kept, and a line says so."""
+    from dit_video.data.video import VideoWriter
+    from dit_video.generate.film import Film
+    from dit_video.generate.pipeline import VideoPipeline
+
+    encode = VideoWriter._encode
+
+    def full(self, frame):
+        if self.path.stem == "a_1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        encode(self, frame)
+
+    monkeypatch.setattr(VideoWriter, "_encode", full)
+    if not whole:
+        monkeypatch.setattr(VideoPipeline, "whole", lambda self, request: False)
+        monkeypatch.setattr(Film, "_decoded", lambda self: iter(np.zeros((5, 32, 32, 3), np.uint8)))
+    assert main(["generate", PROMPT, "a star", "--model", model, "--seed", "1", "--output", "a.mp4"]) == 2
+    (line,) = [line for line in said(capsys)[1].splitlines() if line.startswith("dit-video:")]
+    assert "a_1.mp4 cannot be written: No space left on device. Make room" in line
+    assert line.endswith("Kept: a_0.mp4, a_1.latents.npz")
+    assert sorted(path.name for path in here.iterdir()) == ["a_0.json", "a_0.mp4", "a_1.latents.npz"]
+    assert load_latents("a_1.latents.npz")[1]["clip"] == 1
+
+
+def test_a_disk_that_takes_nothing_is_told_in_one_line(model, here, capsys, monkeypatch):
+    from dit_video.generate import clip
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(clip.np, "savez", full)
+    monkeypatch.setattr("dit_video.data.video.VideoWriter._encode", full)
+    assert main(["generate", PROMPT, "--model", model, "--seed", "1", "--output", "a.mp4"]) == 2
+    (line,) = [line for line in said(capsys)[1].splitlines() if line.startswith("dit-video:")]
+    assert "a.mp4 cannot be written" in line and "a.latents.npz cannot be written" in line
+    assert list(here.iterdir()) == []
 
 
 def test_help_does_not_load_jax():

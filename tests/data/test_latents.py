@@ -8,10 +8,11 @@ import pytest
 
 from dit_video.core.config import from_dict, to_dict
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.files import sha256
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder
 from dit_video.data.latents import EncodedStream, Latents, source_at
-from dit_video.data.shards import FORMAT, Posterior, Record, open_shard, pack, sha256, write_json, write_shard
+from dit_video.data.shards import FORMAT, Posterior, Record, open_shard, pack, write_json, write_shard
 from dit_video.data.store import Store
 
 BUCKETS = (Bucket(9, 32, 32), Bucket(1, 32, 32))

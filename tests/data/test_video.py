@@ -89,6 +89,21 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp", ".png"])
+def test_a_full_disk_is_told_and_left_clean(tmp_path, suffix):
+    """The system's own refusal, at a limit of file size: what a full disk is to a program."""
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(BadInput, match=rf"a{suffix} cannot be written: File too large. Make room, or choose"):
+            write_video(tmp_path / f"a{suffix}", noise, fps=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_streaming_equals_writing_at_once(tmp_path):
     frames = patches(9)
     write_video(tmp_path / "a.mp4", frames, fps=8)

@@ -1,0 +1,45 @@
+"""Files on disk: written whole or not at all, and their checksums."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dit_video.core.errors import BadInput
+
+
+def sha256(path: Path) -> str:
+    """Hex digits of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes `path`. Raises BadInput where the system refuses: a full disk, a folder that is gone."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise BadInput(f"{path} cannot be written: {why}. Make room, or choose another place.") from error
+
+
+def beside(path: Path) -> Path:
+    """The name that `path` has until it is whole. Its suffix stays last: libraries tell the format from it."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name `path` when the block ends and is gone after an exception.
+
+    Raises as `writing`.
+    """
+    partial = beside(path)
+    try:
+        with writing(path):
+            yield partial
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
