@@ -79,6 +79,8 @@ class Experiment:
     init: str | None = None  # a model or a run whose weights this one starts from, with a fresh optimizer; "board" too
     vae: str | None = None  # a model or a run whose VAE the denoiser is trained against; None: that of `init`
     checkpoint_every: int = 500
+    patience: int = 8  # steps in a row without a finite loss and gradient, after which a run goes back to a checkpoint
+    rollbacks: int = 3  # how often it does without getting further before it ends; 0: it ends at once
     keep: int = 3  # checkpoints that stay; at least two, so that there is one to fall back to
     eval_every: int = 250  # held-out loss
     eval_batches: int = 4
@@ -93,7 +95,8 @@ class Experiment:
         """Raises `BadInput` for numbers that cannot be right, naming the field."""
         from dit_video.core.errors import BadInput
 
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "eval_every", "eval_batches"):
+        counts = ("steps", "batch", "accumulate", "checkpoint_every", "log_every", "eval_every", "eval_batches")
+        for name in (*counts, "patience"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name}={getattr(self, name)}: must be at least 1")
         if self.batch % self.accumulate:

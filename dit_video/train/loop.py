@@ -20,6 +20,7 @@ from dit_video.core.errors import BadInput, DitVideoError, NonFinite
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
 from dit_video.train.experiment import Experiment, Stream
+from dit_video.train.guards import Guard
 from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, count_flops, mean, rows_of
 from dit_video.train.processes import Stop, in_turn, whole
 from dit_video.train.step import (
@@ -38,8 +39,6 @@ from dit_video.weights.checkpoints import Checkpoints, Run, checksums, flatten
 
 Sample = Callable[[Any, Experiment, Path, int], None]  # (model, experiment, folder, step) writes samples
 
-PATIENCE = 8  # steps in a row without a finite gradient that end a run
-
 
 def train(
     experiment: Experiment,
@@ -55,7 +54,8 @@ def train(
     the last step of a profiler's trace. Returns
     `{"steps", "loss", "held_out", "seconds", "clips_per_second", "gflops", "parameters", "fingerprint"}`; the last is
     the same for bit-identical parameters. Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a
-    checkpoint saved; `NonFinite` when the loss stays NaN; `BadInput` when the checkpoint has other shapes.
+    checkpoint saved; `NonFinite` when the loss stays NaN though the run went back to checkpoints; `BadInput` when the
+    checkpoint has other shapes.
     """
     run = Run(workdir)
     if resume not in ("auto", "never") and not resume.isdigit():
@@ -150,16 +150,8 @@ class Trainer:
         """The state: restored, or new."""
         e = self.experiment
         shapes, self.where = layout(self.objective, self.parts, self.optimizer, self.mesh, self.rules, e.ema)
-        wanted = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
-        flat = flatten(wanted)
-
-        def use(candidate: int) -> tuple[TrainState, dict[str, Any]]:
-            about = self.checkpoints.about(candidate)
-            self._check_shapes(candidate, about, flat)
-            arrays = self.checkpoints.restore(candidate, flat)
-            return jax.tree.unflatten(jax.tree.structure(wanted), [arrays[name] for name in flat]), about
-
-        found = self.checkpoints.latest(use, step)
+        self.wanted = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, self.where)
+        found = self.checkpoints.latest(self._restored, step)
         if found is None:
             start = self.objective.initial(self.base)
             self.state = initial_state(
@@ -167,10 +159,11 @@ class Trainer:
                 seed=e.seed, decays=e.ema, start=start,
             )  # fmt: skip
             self.step, self.data, self.late, self.clock = 0, self.stream.state(), Late(), Clock()
+            self.guard = Guard(e.patience, e.rollbacks)
         else:
             self.step, (self.state, about) = found
             self.data, self.late = about["data"], Late(about["metrics"])
-            self.clock = Clock(about.get("clock"))
+            self.clock, self.guard = Clock(about.get("clock")), Guard(e.patience, e.rollbacks, about.get("guard"))
             self.stream.restore(self.data)
             self.checkpoints.forget_after(self.step)
             self._say_changes(about)
@@ -192,6 +185,13 @@ class Trainer:
             self.mesh.size,
             self.run.path,
         )
+
+    def _restored(self, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """The state of a step, and what is stored about it."""
+        about, flat = self.checkpoints.about(step), flatten(self.wanted)
+        self._check_shapes(step, about, flat)
+        arrays = self.checkpoints.restore(step, flat)
+        return jax.tree.unflatten(jax.tree.structure(self.wanted), [arrays[name] for name in flat]), about
 
     def _check_shapes(self, step: int, about: dict[str, Any], wanted: dict[str, Any]) -> None:
         have, want = about["shapes"], {name: list(s.shape) for name, s in wanted.items()}
@@ -230,7 +230,6 @@ class Trainer:
         bar = Bar(self.step, e.steps)
         last: dict[str, float] = {}
         seen: set[Any] = set()
-        self.bad_steps = 0
         totals = {"clips": 0.0, "flops": 0.0, "seconds": 0.0}
         try:
             with self.saved(), Stop().listening() as stop, self.watchdog:
@@ -252,6 +251,12 @@ class Trainer:
                         self.step, self.data = self.step + 1, data
                         self.late.add(self.step, metrics)
                         self.late.settle(1 if shape in seen else 0)
+                    if self.guard.see(self.step, metrics["skipped"]):
+                        self.roll_back()
+                        metrics_log.rewind(self.step, self.late.told(self.step))
+                        rates.leave_out(time.perf_counter() - start)
+                        self.watchdog.pat()
+                        continue
                     if shape in seen:
                         rates.add(e.batch, flops)
                     else:  # it was compiled just now
@@ -259,18 +264,18 @@ class Trainer:
                         rates.leave_out(time.perf_counter() - start)
                     self.profile.after(self.step, metrics)
                     self.watchdog.pat()
-                    bar.step()
+                    bar.at(self.step)
                     # One step late, so that the device has work while its numbers are fetched.
                     before = self.step - 1
                     tell = [before] if before and before % e.log_every == 0 else []
                     for told in tell + [self.step] * (self.step == e.steps):
                         rows = self.late.take(told)
-                        self._check_finite(rows)
                         rate = rates.report()
                         for name, key in (("clips", "clips_per_second"), ("flops", "gflops")):
                             totals[name] += rate[key] * rate["seconds"]
                         totals["seconds"] += rate.pop("seconds")
                         row = mean([row for _, row in rows]) | rate | self.clock.report()
+                        row["rollbacks"] = self.guard.rollbacks
                         metrics_log.write(told, row | {"seconds": time.perf_counter() - began})
                         last |= row
                         bar.show(told, last)
@@ -319,16 +324,22 @@ class Trainer:
                 )
         return self.flops[shape]
 
-    def _check_finite(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        for step, row in rows:
-            self.bad_steps = self.bad_steps + 1 if row["skipped"] else 0
-            if row["skipped"]:
-                log.warning("step %d was skipped: its loss or gradient is not finite", step)
-            if self.bad_steps >= PATIENCE:
-                raise NonFinite(
-                    f"loss or gradient is NaN or infinite for {PATIENCE} steps up to step {step}. The last whole "
-                    "checkpoint stays. Lower optimizer.lr, or look at the weights given to --init."
-                )
+    def roll_back(self) -> None:
+        """To the newest whole checkpoint before the steps that were skipped; the data go on after them, so that the
+        same steps see other clips. Raises `NonFinite` when that did not help, or when there is no such checkpoint."""
+        first = self.guard.first_bad(self.step)
+        del self.state  # its memory is wanted
+        found = self.checkpoints.latest(self._restored, before=first)
+        if found is None:
+            raise NonFinite(
+                f"loss or gradient is NaN or infinite from step {first} on, and there is no checkpoint before it. "
+                "Lower optimizer.lr, or look at the weights given to --init."
+            )
+        left, (self.step, (self.state, about)) = self.step, found
+        log.warning("going back from step %d to step %d, with other data", left, self.step)
+        self.late = Late(about["metrics"])
+        self.clock.throw_away(about.get("clock", {}))
+        self.checkpoints.forget_after(self.step)
 
     def measure(self) -> dict[str, float]:
         """Held-out loss of each average, always on the same clips with the same noise."""
@@ -345,9 +356,10 @@ class Trainer:
 
     def save(self, wait: bool = False) -> None:
         """A checkpoint of this step: state, place in the data, and the experiment."""
-        about = {"data": self.data, "metrics": self.late.state(), "experiment": to_dict(self.experiment)}
+        about = {"data": self.data, "metrics": self.late.state(), "guard": self.guard.state()}
+        about |= {"experiment": to_dict(self.experiment), "clock": dict(self.clock.seconds)}
         with self.clock.spend("checkpoint"):
-            self.checkpoints.save(self.step, self.state, about | {"clock": dict(self.clock.seconds)}, wait)
+            self.checkpoints.save(self.step, self.state, about, wait)
 
     @contextmanager
     def saved(self) -> Iterator[None]:

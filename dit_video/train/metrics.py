@@ -1,11 +1,13 @@
 """What a run tells while it runs: metrics.jsonl, TensorBoard, the progress bar; and FLOPs counted from a trace."""
 
+import io
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,40 +52,102 @@ def _jaxprs(value: Any) -> list[Any]:
 class MetricsLog:
     """One JSON object a line, `{"step": 20, "loss": 0.91, ...}`, and the same to TensorBoard.
 
-    A run that goes on from `step` drops the lines that it will write again: those beyond it, and of the loss those
-    beyond `told`, because the metrics since then wait in the checkpoint.
+    A step is told once. A run that goes on from `step` drops the lines that it will write again: those beyond it, and
+    of the loss those beyond `told`, because the metrics since then wait in the checkpoint. On a full disk lines wait
+    until there is room.
     """
 
     def __init__(self, folder: Path, step: int, told: int, write: bool = True):
-        self.file, self.writer = None, None
-        if not write:
-            return
-        path = folder / "metrics.jsonl"
-        if path.is_file():
+        self.path, self.board = folder / "metrics.jsonl", Board(folder / "tensorboard")
+        self.file: io.FileIO | None = None
+        self.unwritten, self.full = b"", False
+        if write:
+            self._go_on(step, told)
+
+    def rewind(self, step: int, told: int) -> None:
+        """Goes on from `step`, which lies behind."""
+        if self.file is not None:
+            self.close()
+            self._go_on(step, told)
+
+    def _go_on(self, step: int, told: int) -> None:
+        if self.path.is_file():
             kept = []
-            for line in path.read_text().splitlines():
+            for line in self.path.read_text().splitlines():
                 row = _row(line)
                 if row is not None and row["step"] <= (told if "loss" in row else step):
                     kept.append(line + "\n")
-            partial = path.with_suffix(".partial")
+            partial = self.path.with_suffix(".partial")
             partial.write_text("".join(kept))
-            os.replace(partial, path)
-        self.file = path.open("a", buffering=1)
-        from tensorboardX import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, write_to_disk=True)
+            os.replace(partial, self.path)
+        self.file = io.FileIO(self.path, "a")
+        self.board.hide_from(step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if self.file is None or self.writer is None:
+        if self.file is None:
             return
-        self.file.write(json.dumps({"step": step, **{k: _short(v) for k, v in values.items()}}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        line = json.dumps({"step": step, **{k: _short(v) for k, v in values.items()}}) + "\n"
+        self.unwritten += line.encode()
+        try:
+            # Without a buffer: how much of it a full disk took is known, and the rest follows.
+            self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
+            self.board.write(step, values)
+            self.full = False
+        except OSError as error:
+            if not self.full:
+                log.warning("metrics cannot be written: %s. The run goes on; they wait.", error.strerror)
+            self.full = True
 
     def close(self) -> None:
-        if self.file is not None and self.writer is not None:
+        if self.file is not None:
+            with suppress(OSError):
+                self.file.write(self.unwritten)
+            self.unwritten = b""
             self.file.close()
-            self.writer.close()
+            self.board.close()
+
+
+class Board:
+    """Scalars for TensorBoard. Written at once: the thread of tensorboardX's own writer ends on a full disk, and who
+    gives it more then waits for ever."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.events = folder, None
+
+    def hide_from(self, step: int) -> None:
+        """What was written of `step` and later is not shown."""
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with suppress(OSError):
+            self._write([Event(step=step, session_log=SessionLog(status=SessionLog.START))])
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Raises `OSError`; what could not be written is left out."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        self._write([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
+
+    def _write(self, events: list[Any]) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        try:
+            if self.events is None:
+                self.folder.mkdir(exist_ok=True)
+                self.events = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
+            for event in events:
+                event.wall_time = time.time()
+                self.events.write_event(event)
+            self.events.flush()
+        except OSError:
+            self.close()  # half a record ends what a reader sees of a file: the next goes to another
+            raise
+
+    def close(self) -> None:
+        if self.events is not None:
+            with suppress(OSError):
+                self.events.close()
+            self.events = None
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -185,8 +249,8 @@ class Bar:
         )
         self.steps, self.began, self.first = steps, time.perf_counter(), start
 
-    def step(self) -> None:
-        self.bar.update()
+    def at(self, step: int) -> None:
+        self.bar.update(step - self.bar.n)
 
     def show(self, step: int, values: dict[str, float]) -> None:
         text = " ".join(

@@ -25,12 +25,12 @@ def in_turn() -> Iterator[bool]:
         multihost_utils.sync_global_devices("the first has done it")
 
 
-def stop_agreed(step: int) -> bool:
+def stop_agreed(call: int) -> bool:
     """Whether one of several processes was told to stop and this is the step after which all do. Each calls this at
-    every step."""
+    every step, with a number that grows."""
     from jax.experimental import multihost_utils
 
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
 
 
 def whole(tree: Any) -> Any:
@@ -48,6 +48,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.wish: type[DitVideoError] | None = None
+        self.calls = 0  # a run that goes back counts its steps anew, and agreement wants numbers that grow
 
     @contextmanager
     def listening(self) -> Iterator["Stop"]:
@@ -64,7 +65,8 @@ class Stop:
 
     def after(self, step: int) -> bool:
         """Whether to stop now that `step` is done."""
-        if self.wish is None and stop_agreed(step):
+        self.calls += 1
+        if self.wish is None and stop_agreed(self.calls):
             self.wish = Preempted
             log.info("stopping after step %d, as all processes do; a checkpoint is saved", step)
         return self.wish is not None

@@ -86,6 +86,12 @@ class Clock:
         told = [sum(v for k, v in row.items() if k.startswith("seconds/")) for row in rows if row["step"] > step]
         self.seconds["lost"] = self.seconds.get("lost", 0.0) + max(max(told, default=0.0) - self.total, 0.0)
 
+    def throw_away(self, then: dict[str, float]) -> None:
+        """Counts as lost what steps and waiting for their batches have cost since the seconds were `then`."""
+        for name in ("step", "data"):
+            gone = self.seconds.get(name, 0.0) - then.get(name, 0.0)
+            self.seconds |= {name: then.get(name, 0.0), "lost": self.seconds.get("lost", 0.0) + gone}
+
     @property
     def total(self) -> float:
         return sum(self.seconds.values())

@@ -120,10 +120,14 @@ class Checkpoints:
             )
         return flat
 
-    def latest(self, use: Callable[[int], Any], step: int | None = None) -> tuple[int, Any] | None:
+    def latest(
+        self, use: Callable[[int], Any], step: int | None = None, before: int | None = None
+    ) -> tuple[int, Any] | None:
         """`(step, use(step))` for the newest step that is not broken, each broken one named in the log; None when there
-        is no checkpoint. With `step` that one and no other. Raises `Broken` when there are some and none is whole."""
-        steps = self.steps()
+        is no checkpoint. With `step` that one and no other, with `before` only older ones than that. Raises `Broken`
+        when there are some and none is whole."""
+        self.manager.wait_until_finished()
+        steps = [s for s in self.steps() if before is None or s < before]
         if step is not None:
             if step not in steps:
                 raise BadInput(f"{self.path} has no step {step}. It has {', '.join(map(str, steps)) or 'none'}.")

@@ -16,7 +16,7 @@ import pytest
 
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.mesh import MeshShape
-from dit_video.train.loop import Ahead, train
+from dit_video.train.loop import Ahead, Trainer, train
 from dit_video.weights.checkpoints import Run
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -141,13 +141,65 @@ def test_a_run_goes_on_on_another_mesh(small, tmp_path):
     assert moved["steps"] == 40
 
 
-def test_one_bad_batch_is_skipped_and_many_end_the_run(small, tmp_path):
-    line = type(small().objective)
-    good = train(small(objective=line(bad=(7,))), tmp_path / "one")
+def test_one_bad_batch_is_skipped(small, tmp_path):
+    good = train(small(objective=type(small().objective)(bad=(7,))), tmp_path)
     assert np.isfinite(good["loss"])
-    assert sum(row.get("skipped", 0) for row in metrics(tmp_path / "one")) == pytest.approx(1 / 5)
-    with pytest.raises(NonFinite, match="8 steps up to step 1[0-9]"):
-        train(small(objective=line(bad=tuple(range(8, 40)))), tmp_path / "many")
+    assert sum(row.get("skipped", 0) for row in metrics(tmp_path)) == pytest.approx(1 / 5)
+    assert [row["rollbacks"] for row in metrics(tmp_path) if "loss" in row] == [0] * 8
+
+
+def test_many_bad_batches_send_a_run_back_and_on_with_other_data(small, tmp_path, monkeypatch):
+    """Batches 13 to 20 are bad, which is known when step 21 was run: the steps after 10 see the batches after 21."""
+    bad = small(steps=30, objective=type(small().objective)(bad=tuple(range(13, 21))))
+    went_back = train(bad, tmp_path / "back")
+    rows = metrics(tmp_path / "back")
+    assert [step for step, _ in losses(tmp_path / "back")] == [5, 10, 15, 20, 25, 30]
+    assert [row["rollbacks"] for row in rows if "loss" in row] == [0, 1, 1, 1, 1, 1], "10 is told at 11"
+    assert all(row["skipped"] == 0 for row in rows if "loss" in row)
+    assert [row["step"] for row in rows if "held_out" in row] == [10, 20, 30]
+    assert [row for row in rows if "loss" in row][-1]["seconds/lost"] > 0
+
+    # Ended in the middle of it, after a checkpoint at step 15 that holds three steps of the bad ones.
+    with monkeypatch.context() as patch:
+        whole = Trainer._flops
+
+        def end(self, *args):
+            if self.step == 17:
+                raise KeyboardInterrupt
+            return whole(self, *args)
+
+        patch.setattr(Trainer, "_flops", end)
+        with pytest.raises(KeyboardInterrupt):
+            train(bad, tmp_path / "ended")
+    assert Run(tmp_path / "ended").checkpoints().steps() == [5, 10, 15]
+    resumed = train(bad, tmp_path / "ended")
+    assert resumed["fingerprint"] == went_back["fingerprint"]
+    assert losses(tmp_path / "ended") == losses(tmp_path / "back")
+
+    # A run that never saw the batches in between.
+    numbers = type(bad.objective.stream(bad, None, held_out=True))
+    following = numbers.__next__
+
+    def leaping(self):
+        self.place = 21 if self.place == 10 else self.place
+        return following(self)
+
+    monkeypatch.setattr(numbers, "__next__", leaping)
+    assert train(small(steps=30), tmp_path / "leaping")["fingerprint"] == went_back["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "bad, changes, message",
+    [
+        (range(8, 60), {}, r"for 4 steps up to step 9, after going back 2 times with other data"),
+        (range(8, 60), {"rollbacks": 0}, r"for 4 steps up to step 11\."),
+        (range(3, 60), {}, "from step 3 on, and there is no checkpoint before it"),
+    ],
+)
+def test_batches_that_stay_bad_end_a_run(small, tmp_path, bad, changes, message):
+    objective = type(small().objective)(bad=tuple(bad))
+    with pytest.raises(NonFinite, match=message):
+        train(small(objective=objective, **{"patience": 4, "rollbacks": 2, "ema": (0.5,), **changes}), tmp_path)
 
 
 def test_a_failing_sampler_does_not_end_a_run(small, tmp_path):
@@ -164,6 +216,7 @@ def test_a_failing_sampler_does_not_end_a_run(small, tmp_path):
         ({"batch": 6, "accumulate": 4}, "accumulate=4"),
         ({"keep": 1}, "keep=1"),
         ({"eval_batches": 0}, "eval_batches=0"),
+        ({"patience": 0}, "patience=0"),
         ({"ema": (1.0,)}, "ema"),
         ({"batch": 7}, "does not divide over the mesh"),
     ],
