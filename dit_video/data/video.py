@@ -46,6 +46,14 @@ def check_suffix(path: Path) -> str:
     return suffix
 
 
+def check_file(path: Path) -> None:
+    """Raises MissingError for a file that is not there, BadInput for a folder or a device."""
+    if not path.exists():
+        raise MissingError(f"{path}: no such file.")
+    if not path.is_file():
+        raise BadInput(f"{path}: a folder or a device, not a file.")
+
+
 def check_frame(frame: np.ndarray, like: tuple[int, ...] | None = None) -> None:
     """Raises BadInput for what is not uint8 (H, W, 3), or not of the shape of the frames before it."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
@@ -253,8 +261,7 @@ def iterate_video(
 ) -> Iterator[tuple[np.ndarray, float, float, dict[str, Any]]]:
     """(frame, seconds, fps, metadata), one frame at a time: long files without the memory. Errors as `read_video`."""
     path = Path(path)
-    if not path.is_file():
-        raise MissingError(f"{path}: no such file.")
+    check_file(path)
     yield from (_iterate_pictures if path.suffix.lower() in PICTURE_SUFFIXES else _iterate_av)(path, start)
 
 
@@ -337,13 +344,12 @@ def read_picture(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
     """A still, as `upright` makes it. Raises MissingError and BadInput."""
     from PIL import Image, UnidentifiedImageError
 
+    check_file(Path(path))
     try:
         with Image.open(path) as picture:
             return upright(picture)
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such file.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path}: cannot be decoded ({error}).") from error
+        raise BadInput(f"{path}: cannot be decoded ({error}). Use a PNG, JPEG or WebP file.") from error
 
 
 def _parse(comment: str | bytes) -> dict[str, Any]:

@@ -8,28 +8,22 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dit_video.core.errors import BadInput
-from dit_video.data.video import upright
+from dit_video.data.video import read_picture, upright
 
 Resize = Literal["crop", "pad", "stretch"]
 RESIZES = ("crop", "pad", "stretch")
 
 
 def load_image(image: Any) -> tuple[UInt8[np.ndarray, "H W 3"], dict[str, Any]]:
-    """Pixels of a path, a PIL image, or a uint8 array (H, W, 3), upright and on white where it is transparent."""
-    from PIL import Image, UnidentifiedImageError
+    """Pixels of a path, a PIL image, or a uint8 array (H, W, 3), upright and on white where it is transparent.
+
+    Raises MissingError for a file that is not there, BadInput for what is no picture."""
+    from PIL import Image
 
     source: dict[str, Any] = {"image": "given"}
     if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        source["image"] = str(path)
-        if not path.is_file():
-            raise BadInput(f"image {path}: {'a folder or a device, not a file' if path.exists() else 'no such file'}.")
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                image = opened
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadInput(f"image {path} cannot be read ({error}). Use a PNG, JPEG or WebP file.") from error
+        source["image"] = str(Path(image))
+        image = read_picture(image)
     if isinstance(image, Image.Image):
         image = upright(image)
     image = np.asarray(image)

@@ -41,7 +41,6 @@ def picture(tmp_path):
     [
         ({"keyframes": {40: "PIC"}}, "--keyframe 40: the clip has frames 0 to 4"),
         ({"keyframes": {4: "PIC"}, "last_image": "PIC"}, "frame 4 is given twice"),
-        ({"keyframes": {2: "none.png"}}, "none.png: no such file"),
         ({"before": True}, "Give --extend CLIP"),
         ({"video": "CLIP"}, "--mask MASK, --strength X or --interpolate N"),
         ({"mask": "PIC"}, "Give --video CLIP"),
@@ -73,6 +72,17 @@ def test_bad_input_is_told(tiny, clip, picture, given, message):
     with pytest.raises(BadInput) as error:
         resolve(tiny, PROMPT, **given)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"image": "none"}, {"keyframes": {2: "none"}}, {"last_image": "none"}, {"extend": "none"},
+     {"video": "none", "strength": 0.5}, {"video": "CLIP", "mask": "none"}],
+)  # fmt: skip
+def test_what_is_not_there_is_told_as_missing(tiny, clip, given):
+    with pytest.raises(MissingError, match="none: no such file") as error:
+        resolve(tiny, PROMPT, **{k: clip if v == "CLIP" else v for k, v in given.items()})
+    assert error.value.exit_code == 3
 
 
 @pytest.mark.parametrize(

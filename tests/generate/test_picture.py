@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, MissingError
 from dit_video.generate.picture import fit_image, load_image
 
 
@@ -26,19 +26,19 @@ def test_images_are_read_upright_and_on_white(tmp_path):
 
 def test_unreadable_images_are_told(tmp_path):
     (tmp_path / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(BadInput, match=r"a\.png cannot be read"):
+    with pytest.raises(BadInput, match=r"a\.png: cannot be decoded"):
         load_image(tmp_path / "a.png")
     for place in ("/dev/null", tmp_path):
         with pytest.raises(BadInput, match="a folder or a device, not a file"):
             load_image(place)
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(MissingError, match="no such file"):
         load_image(tmp_path / "b.png")
 
 
 def test_pictures_of_bombs_are_told(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BadInput, match=r"a\.png cannot be read"):
+    with pytest.raises(BadInput, match=r"a\.png: cannot be decoded"):
         load_image(tmp_path / "a.png")
 
 
