@@ -142,6 +142,7 @@ def _shared(names, seeds, day, contrast, tones, places, distances) -> list[np.nd
         first[first] = ~_mixed(day[first], tones, names[1:])
         if not first.any():
             first = back
+        first, second = _lent(first, second), _lent(second, first)
         _, where = ndimage.distance_transform_edt(~(first | second), sampling=(1e3, 1, 1), return_indices=True)
         whose = second[tuple(where[:, t, y, x])].astype(int)
     covers = []
@@ -152,6 +153,18 @@ def _shared(names, seeds, day, contrast, tones, places, distances) -> list[np.nd
         cover[t[mine], y[mine], x[mine]] = away / (away + distances[mine, i])
         covers.append(cover)
     return covers
+
+
+def _lent(mine: Bool[np.ndarray, "T H W"], other: Bool[np.ndarray, "T H W"]) -> Bool[np.ndarray, "T H W"]:
+    """Sure pixels of an object. A frame that has none (a star of few pixels, all rim) is lent those of the next one,
+    except where the other object surely is."""
+    has = np.flatnonzero(mine.any((1, 2)))
+    if not len(has):
+        return mine
+    nearest = has[np.abs(np.arange(len(mine))[:, None] - has).argmin(1)]
+    lent = mine[nearest] & ~_dilated(other)
+    lent[has] = mine[has]
+    return lent
 
 
 def _cells(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
