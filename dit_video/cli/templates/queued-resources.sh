@@ -67,7 +67,7 @@ for ((try = 0; try <= @{max_restarts}; try++)); do
   ended=$(code)
   release
   case ${ended:-75} in
-    0 | 2 | 5) # done; bad input and numbers that are not finite do not get better by trying again
+    0 | 2 | 3 | 5) # done; bad input, what is missing and numbers that are not finite do not get better by trying again
       exit "$ended"
       ;;
   esac
