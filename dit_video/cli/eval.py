@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dit_video.core.log import Progress
     from dit_video.evals.toyworld import Sampling
 
+WRITES = ("index.html", "report.json", "first.png", "best.png", "worst.png")
 COUNTS = {"toyworld": 400, "reconstruction": 96, "distribution": 256, "drift": 32}  # clips, if nobody says
 _NOTE = """\
 suites:
@@ -53,7 +54,8 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
     parser.add_argument("--against", metavar="MODEL", help="another model, measured the same way and shown beside")
     counts = ", ".join(f"{suite} {count}" for suite, count in COUNTS.items())
     parser.add_argument("--count", type=int, help=f"how many clips (default: {counts})")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write into; a report there "
+                        "is replaced (default %(default)s)")  # fmt: skip
     what = parser.add_argument_group("what is asked")
     what.add_argument(
         "--prompts",
@@ -149,8 +151,19 @@ def _check(args: argparse.Namespace) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"{args.out}: cannot make this folder ({error.strerror}). Give another --out.") from error
+    there = [name for name in WRITES if (args.out / name).exists()]
+    if there and not _is_report(args.out / "report.json"):
+        raise BadInput(f"{args.out / there[0]} is there already, and eval did not write it. Give another --out.")
     if not os.access(args.out, os.W_OK | os.X_OK):
         raise BadInput(f"{args.out}: cannot write here. Give another --out.")
+
+
+def _is_report(file: Path) -> bool:
+    """Whether it is the report of an evaluation, which the next one replaces."""
+    try:
+        return "suite" in json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _axis(text: str) -> tuple[str, list[Any]]:

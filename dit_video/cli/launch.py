@@ -34,6 +34,7 @@ TARGETS = {"gke": ".yaml", "queued-resources": ".sh", "slurm": ".sh"}
 SUBMIT = {"gke": ["kubectl", "apply", "-f", "-"], "queued-resources": ["bash", "-s"], "slurm": ["sbatch"]}
 NEEDS = {"gke": ("image",), "queued-resources": ("image", "zone"), "slurm": ()}
 MOUNT = "/mnt/runs"  # where the bucket of --workdir is seen
+MADE = b"Written by\n#   dit-video "  # as every template begins
 
 Value = str | int | None | Sequence[str]
 
@@ -51,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--mount", action="append", default=[], metavar="SOURCE:PATH",
                         help="gs://BUCKET, or for slurm a folder, seen at PATH (data, models); repeatable")  # fmt: skip
     parser.add_argument("--max_restarts", type=int, default=50, metavar="N", help="(default %(default)s)")
-    parser.add_argument("--output", metavar="PATH", help="write it there instead of to stdout")
+    parser.add_argument("--output", metavar="PATH",
+                        help="write it there instead of to stdout; what launch wrote is replaced")  # fmt: skip
     parser.add_argument("--submit", action="store_true", help="also start it: kubectl apply, bash, or sbatch")
     tpu = parser.add_argument_group("TPU (gke, queued-resources)")
     tpu.add_argument("--topology", metavar="NAME", help="v5e:4x4, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ... (default: the "
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     hosts = args.nodes if chosen is None else chosen.hosts * args.slices
     devices = args.nodes * args.gpus if chosen is None else chosen.devices * args.slices
     check(args, devices, hosts)
+    if args.output is not None:
+        check_output(Path(args.output))
     text = render(args.target, values(args, chosen))
     if args.output is not None:
         path = Path(args.output)
@@ -147,6 +151,16 @@ def check(args: argparse.Namespace, devices: int, hosts: int) -> None:
         )
     if Path(args.experiment).stem not in packaged_experiments():
         log.warning("the package does not carry %s: the image must hold it at this path", args.experiment)
+
+
+def check_output(path: Path) -> None:
+    """What is written anew is what was written before by this verb. Raises BadInput for another file, or a folder."""
+    from dit_video.core.errors import BadInput
+
+    if path.is_file() and MADE in path.read_bytes():
+        return
+    if path.exists():
+        raise BadInput(f"--output {path} is there already, and launch did not write it. Choose another name.")
 
 
 def job_name(args: argparse.Namespace) -> str:

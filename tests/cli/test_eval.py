@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_video.cli.eval import _is_report
 from dit_video.cli.main import main
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.evals.prompts import suite
@@ -105,6 +106,22 @@ def test_bad_input_is_found_first(pipe, flags, message, tmp_path, capsys):
     assert main(["eval", "--out", str(tmp_path), *flags]) == 2
     assert message in capsys.readouterr().err
     assert pipe.calls == []
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.json", "first.png"])
+def test_what_eval_did_not_write_is_kept(pipe, name, tmp_path, capsys):
+    (tmp_path / name).write_text("[1]")
+    assert main(["eval", "--out", str(tmp_path), "--count", "1"]) == 2
+    assert f"{name} is there already, and eval did not write it. Give another --out." in capsys.readouterr().err
+    assert pipe.calls == [] and (tmp_path / name).read_text() == "[1]"
+
+
+def test_a_report_is_replaced(pipe, tmp_path, capsys):
+    (tmp_path / "report.json").write_text('{"suite": "drift"}')
+    (tmp_path / "index.html").write_text("older")
+    assert main(["eval", "--out", str(tmp_path), "--count", "0"]) == 2
+    assert "count=0" in capsys.readouterr().err
+    assert _is_report(tmp_path / "report.json")
 
 
 def test_values_of_axes_are_checked_first(pipe, tiny, tmp_path, capsys):

@@ -123,9 +123,9 @@ def test_what_a_jobset_is_told_beside_the_machine(launch):
     assert spec["nodeSelector"]["cloud.google.com/reservation-name"] == "ours"
     volume = spec["volumes"][-1]["csi"]["volumeAttributes"]
     assert (volume["bucketName"], volume["hostNetworkPodKSA"]) == ("clips", "true")
-    # Bad input and numbers that are not finite end it; everything else starts again.
+    # Bad input, what is missing and numbers that are not finite end it; everything else starts again.
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 50
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2, 5]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2, 3, 5]
     plain = yaml.safe_load(launch("toyworld", *GKE, "--topology", "v5e:2x4"))
     assert "labels" not in plain["metadata"]
     assert "hostNetwork" not in pod(plain)[1]
@@ -212,7 +212,8 @@ def test_the_slurm_file_runs(launch, tmp_path, monkeypatch):
         (tmp_path / "requeued").unlink(missing_ok=True)
         return again
 
-    assert [start(code, 0) for code in (0, 2, 5, 75, 124, 134)] == [False, False, False, True, True, True]
+    again = {code: start(code, 0) for code in (0, 2, 3, 5, 75, 124, 134)}
+    assert [code for code, yes in again.items() if yes] == [75, 124, 134]
     assert not start(75, 1), "restarts are counted"
     words = (tmp_path / "ran").read_text()
     assert words == "node7:20007 2 dit-video train toyworld --workdir /shared/my runs/toyworld\n"
@@ -242,10 +243,45 @@ def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path):
     assert (tmp_path / "state").read_text() == "GONE\n", "nothing is left that costs money"
 
 
+@pytest.mark.parametrize("code", [2, 3, 5])
+def test_the_cloud_script_does_not_ask_again_for_what_cannot_be(launch, tmp_path, code):
+    gcloud = f"""
+        case "$*" in
+          *"resources create"*) echo x >>asked; echo ACTIVE >state ;;
+          *"resources describe"*) cat state ;;
+          *"resources delete"*) echo GONE >state ;;
+          *"tpu-vm ssh"*) echo {code} >code ;;
+          *"storage cat"*) cat code ;;
+          *"storage rm"*) rm -f code ;;
+        esac
+        """
+    fake(tmp_path, "gcloud", textwrap.dedent(gcloud))
+    fake(tmp_path, "sleep", ":")
+    script = tmp_path / "launch.sh"
+    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "asked").read_text() == "x\n"
+
+
 def test_clips_that_the_machines_see_need_not_be_here(launch):
     """As for train, --data names a folder; here nobody looks into it."""
     text = launch("toyworld", *SLURM, "--data", "/shared/latents", "--batch", "16")
     assert "--data /shared/latents --batch 16" in text
+
+
+def test_only_what_launch_wrote_is_replaced(launch, tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("kind: Deployment\n")
+    argv = ["toyworld", *GKE, "--topology", "v5e:4x4", "--output"]
+    assert main(["launch", *argv, str(mine)]) == 2
+    assert "launch did not write it. Choose another name" in capsys.readouterr().err
+    assert mine.read_text() == "kind: Deployment\n"
+    assert main(["launch", *argv, str(tmp_path)]) == 2
+    for slices in ("1", "2"):
+        launch(*argv, str(tmp_path / "job.yaml"), "--slices", slices)
+    assert "# 2 x v5e:4x4" in (tmp_path / "job.yaml").read_text()
 
 
 def test_submit_hands_it_over(launch, tmp_path, monkeypatch):
