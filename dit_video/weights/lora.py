@@ -126,6 +126,7 @@ def read_lora(source: str | Path, cfgs: Mapping[str, DiTConfig], part: str = "di
     settings = _settings(path)
     out: dict[str, Lora] = {}
     wrong: list[str] = []
+    changes = False
     for (name, module), keys in sorted(found.items()):
         for kind, tensor, delta in _deltas(keys, shards, _scale(settings, name, module)):
             target = targets[name].get((module, kind))
@@ -135,6 +136,7 @@ def read_lora(source: str | Path, cfgs: Mapping[str, DiTConfig], part: str = "di
                 sizes = " and ".join(str(shards.shapes[key]) for key in keys.values() if not key.endswith("alpha"))
                 wrong.append(f"{tensor}: {sizes}, the model's is {target.shape}")
             else:
+                changes |= delta.scale != 0 or delta.diff is not None
                 delta = replace(delta, shape=target.shape)
                 out.setdefault(name, Lora()).deltas.setdefault(target.path, {})[target.at] = delta
     if unknown or wrong or not out:
@@ -144,6 +146,8 @@ def read_lora(source: str | Path, cfgs: Mapping[str, DiTConfig], part: str = "di
             f"{path} is not a LoRA for this model: {counts}. Nothing was merged.\n  " + "\n  ".join(lines)
             + "\nTake one that was made for a model of this size."
         )  # fmt: skip
+    if not changes:
+        raise BadInput(f"{path}: its alpha is 0 everywhere, so it would change nothing. Take one that was trained.")
     return out
 
 
@@ -156,16 +160,19 @@ def _deltas(keys: dict[str, str], shards: Shards, scale: float | None) -> list[t
     if ("down" in read) != ("up" in read):
         raise BadInput(f"{shards.source}: {next(iter(keys.values()))} is one half of a product; the other is missing")
     down, up = read.get("down"), read.get("up")
+    by_config = 1.0 if scale is None else scale
     if down is not None:
         rank = len(down)
-        scale = float(read["alpha"]) / rank if "alpha" in read else scale or 1.0
-        out.append(("weight", keys["down"], Delta((), down, up, scale, read.get("diff"))))
+        if not rank:
+            raise BadInput(f"{shards.source}: {keys['down']} has rank 0: this file is damaged or empty.")
+        own = float(read["alpha"]) / rank if "alpha" in read else by_config
+        out.append(("weight", keys["down"], Delta((), down, up, own, read.get("diff"))))
     elif "diff" in read:
         out.append(("weight", keys["diff"], Delta((), diff=read["diff"])))
     if "diff_b" in read:
         out.append(("bias", keys["diff_b"], Delta((), diff=read["diff_b"])))
     if "bias" in read:  # PEFT scales it as it does the product
-        out.append(("bias", keys["bias"], Delta((), diff=np.float32(scale or 1.0) * read["bias"])))
+        out.append(("bias", keys["bias"], Delta((), diff=np.float32(by_config) * read["bias"])))
     return out
 
 
@@ -200,7 +207,7 @@ def _scale(settings: Mapping[str, Any], part: str, module: str) -> float | None:
     """alpha / rank of a module by PEFT's config; None where it says nothing."""
     folder = next(name for name, ours in EXPERTS.items() if ours == part)
     get = lambda key: settings.get(f"{folder}.{key}", settings.get(key))  # noqa: E731
-    if get("lora_alpha") is None or get("r") is None:
+    if get("lora_alpha") is None or not get("r"):
         return None
     rank, alpha = get("r"), get("lora_alpha")
     for pattern, value in (get("rank_pattern") or {}).items():

@@ -95,6 +95,25 @@ def test_alpha_in_pefts_config(model, halves, tmp_path):
     close(merged, flat)
 
 
+def test_alpha_zero_is_zero_and_not_one(model, halves, tmp_path):
+    """As PEFT has it: what alpha 0 names is left as it is. A file in which that is all is refused."""
+    file = tmp_path / "lora.safetensors"
+    config = {"r": 4, "lora_alpha": 4, "alpha_pattern": {"ffn.net.2": 0}}
+    save_file(written(halves, "diffusers"), file, {"lora_adapter_metadata": json.dumps(config)})
+    merged = merge(model.params["dit"], read_lora(file, {"dit": model.dit})["dit"], model.dit)
+    close(merged, sums(model, {name: half for name, half in halves.items() if not name.endswith("ffn.net.2")}, 1.0))
+    save_file(written(halves, "kohya", 0.0), file)
+    with pytest.raises(BadInput, match="alpha is 0 everywhere, so it would change nothing"):
+        read_lora(file, {"dit": model.dit})
+
+
+def test_rank_zero_is_told(model, halves, tmp_path):
+    empty = {name: (down[:0], up[:, :0]) for name, (down, up) in halves.items()}
+    save_file(written(empty, "kohya", 1.0), tmp_path / "lora.safetensors")
+    with pytest.raises(BadInput, match="has rank 0"):
+        read_lora(tmp_path / "lora.safetensors", {"dit": model.dit})
+
+
 def test_whole_differences_of_weights_biases_and_norms(model, halves, tmp_path):
     tensors = written(halves, "lightx2v")
     tensors["diffusion_model.blocks.1.norm3.diff"] = np.full(32, 0.25, np.float32)
