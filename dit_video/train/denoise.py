@@ -48,6 +48,26 @@ class Base(NamedTuple):
     prompts: tuple[str, ...] = ()
 
 
+def check_trainable(start: Model, name: str) -> None:
+    """Raises BadInput for a model of a structure that this objective does not train, saying what can be done."""
+    dit = start.dit
+    if start.dit_2 is not None:
+        raise BadInput(
+            f"{name} has two denoisers, each for a part of the noise: one denoiser for all of it is trained here. "
+            "Adapters that were trained elsewhere are used with generate --lora PATH and PATH@2."
+        )
+    if dit.vace_layers:
+        raise BadInput(
+            f"{name} has a control branch (VACE), and training shows it no controls. Fine-tune the text-to-video model "
+            "of its size; generate --lora merges the adapters into this one."
+        )
+    if dit.in_channels != dit.out_channels:
+        raise BadInput(
+            f"{name} takes {dit.in_channels} channels for {dit.out_channels}: a model that is given a picture as further"
+            " channels is not trained here, one that knows a frame by its time is."
+        )
+
+
 @dataclass(frozen=True)
 class Denoise:
     """Joint training of the denoiser and the text encoder on latents of a frozen VAE.
@@ -74,6 +94,8 @@ class Denoise:
         fit one another.
         """
         start = load_model(experiment.init) if experiment.init and not run.has_checkpoint() else None
+        if start is not None and experiment.init is not None:
+            check_trainable(start, experiment.init)
         if run.has_base():
             config, params, tokenizer = run.load_base()
         else:

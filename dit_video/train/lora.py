@@ -22,7 +22,7 @@ from dit_video.models.dit import DiT, DiTConfig
 from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.nn.leaves import Adapted
 from dit_video.train.conditions import Batch
-from dit_video.train.denoise import Base, Denoise, LatentStream
+from dit_video.train.denoise import Base, Denoise, LatentStream, check_trainable
 from dit_video.train.experiment import Experiment
 from dit_video.weights.checkpoints import Run, open_base
 from dit_video.weights.folder import read
@@ -43,6 +43,8 @@ class LoRA:
     def __post_init__(self):
         if self.rank < 1 or not self.targets:
             raise BadInput(f"lora.rank={self.rank}, targets={self.targets}: rank from 1 up, and one target at least")
+        if not self.alpha > 0:
+            raise BadInput(f"lora.alpha={self.alpha}: must be above 0, or nothing is learnt. The rank is usual.")
 
     @property
     def scale(self) -> float:
@@ -106,11 +108,7 @@ class FineTune:
         if experiment.init is None:
             raise BadInput("fine-tuning starts from a model: --init MODEL")
         start = open_base(experiment.init)
-        if start.dit.in_channels != start.dit.out_channels:
-            raise BadInput(
-                f"{experiment.init} takes {start.dit.in_channels} channels for {start.dit.out_channels}: a model that "
-                "is given a picture as further channels is not trained here, one that knows a frame by its time is."
-            )
+        check_trainable(start, experiment.init)
         dit, text = _sized(self.denoise.dit, start.dit), _sized(self.denoise.text, start.text)
         vae = read(start.params["vae"], np.float32)
         base = Base(start.vae, vae, start.tokenizer, start, experiment.prompts)

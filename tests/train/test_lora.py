@@ -24,7 +24,7 @@ from dit_video.train.loop import train
 from dit_video.train.lora import FineTune, LoRA, adapters, attach
 from dit_video.train.optim import Optimizer
 from dit_video.train.step import initial_params, loss_of, trained
-from dit_video.weights.checkpoints import load_run
+from dit_video.weights.checkpoints import Run, load_run
 from dit_video.weights.folder import load_model, read, save_model
 from dit_video.weights.lora import merge_files
 from dit_video.weights.model import abstract
@@ -156,3 +156,19 @@ def test_what_cannot_be_tuned_says_so(folder, tmp_path):
         train(replace(experiment(folder), init=None), tmp_path / "a")
     with pytest.raises(BadInput, match="no matrix is called to_q"):
         train(experiment(folder, lora=LoRA(targets=("to_q",))), tmp_path / "b")
+    with pytest.raises(BadInput, match=r"lora\.alpha=0.*must be above 0"):
+        LoRA(alpha=0)
+
+
+@pytest.mark.parametrize("objective", [FineTune(), Denoise()])
+@pytest.mark.parametrize(
+    "name, message",
+    [("t2v_a14b", "two denoisers"), ("vace", r"control branch \(VACE\)"), ("i2v", "picture as further channels")],
+)
+def test_models_of_structures_that_are_not_trained_are_refused(objective, name, message, tmp_path, monkeypatch):
+    variant = runpy.run_path(str(Path(__file__).parents[1] / "weights" / "variants.py"))["variant"](name)
+    for opening in ("lora.open_base", "denoise.load_model"):
+        monkeypatch.setattr(f"dit_video.train.{opening}", lambda name: variant)
+    run = Run(tmp_path / "run")
+    with pytest.raises(BadInput, match=rf"models/x .*{message}"):
+        objective.resolve(replace(experiment(tmp_path), objective=objective, init="models/x"), run)
