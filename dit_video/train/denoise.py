@@ -63,8 +63,8 @@ def check_trainable(start: Model, name: str) -> None:
         )
     if dit.in_channels != dit.out_channels:
         raise BadInput(
-            f"{name} takes {dit.in_channels} channels for {dit.out_channels}: a model that is given a picture as further"
-            " channels is not trained here, one that knows a frame by its time is."
+            f"{name} takes {dit.in_channels} channels for {dit.out_channels}: a model that is given a picture as "
+            "further channels is not trained here, one that knows a frame by its time is."
         )
 
 
