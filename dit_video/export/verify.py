@@ -29,9 +29,7 @@ def run_export(python: str, out: Path, prompts: Sequence[str], seed: int, flags:
         files = [Path(folder) / (f"a_{i}.npy" if len(prompts) > 1 else "a.npy") for i in range(len(prompts))]
         line = [python, str(out / "run.py"), "--seed", str(seed), "--output", str(Path(folder) / "a.npy"), *flags]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(
-            [*line, "--prompt", *prompts], cwd=folder, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([*line, "--prompt", *prompts], env=environment, capture_output=True, text=True)
         if done.returncode:
             last = "\n".join(done.stderr.strip().splitlines()[-5:])
             raise DitVideoError(f"{out / 'run.py'} failed in {python}:\n{last}")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,13 @@ def test_a_damaged_file_is_not_run(out):
 def test_last_words(out):
     with pytest.raises(DitVideoError, match=r"(?s)failed in .*no such prompt"):
         run_export(sys.executable, out, ["fail"], 0, ["--num_frames=5", "--height=4", "--width=6"])
+
+
+def test_a_folder_and_an_interpreter_relative_to_here(out, monkeypatch):
+    monkeypatch.chdir(out.parent)
+    Path("python").symlink_to(sys.executable)
+    sizes = ["--num_frames=5", "--height=4", "--width=6"]
+    assert run_export("./python", Path("out"), ["abc"], 0, sizes)[0].max() == 3
 
 
 def test_one_colour_apart_is_a_pixel_apart():
