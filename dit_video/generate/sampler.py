@@ -73,23 +73,45 @@ class Sampler:
         self.shape = pipe.model.vae.latent_shape(1, request.height, request.width)[1:]
         self.encoded = encoded
         self.contexts: dict[tuple[str, int], Context] = {}  # by (denoiser, prompt); one denoiser's at a time
-        self.done, self.total = 0, self.schedule.steps - self.first
+        passes = sum(self.passes(self.stream(shot)) for shot in request.shots(self.stride))
+        self.done, self.total = 0, passes * (self.schedule.steps - self.first)
         texts = [texts[i] for texts in request.texts for i in which]
         self.text = pipe.read(texts + ([request.negative_prompt] * len(which) if request.guided else []), progress)
 
     def run(self, shot: Shot, also: Any = None) -> Latents:
         """The latents of a shot. `also`: programs to compile beside those of a single pass."""
+        stream = self.stream(shot)
+        if shot.ring or self.plan.mode == "window":
+            return self.windows(stream)
+        if self.plan.mode == "extend":
+            return self.chunks(stream)
+        return self.own(self.stretch(stream, 0, stream.shot.slots, also=also))
+
+    def stream(self, shot: Shot) -> Stream:
+        """A shot with what is known of it from the start."""
         if lead := self.encoded.references:  # slots of their own, in front, that are dropped
             noise = np.concatenate([OPENING + np.arange(lead), shot.noise])
             shot = replace(shot, slots=lead + shot.slots, noise=noise)
         stream = Stream(shot, first=None if shot.mid or shot.zero else self.encoded.first)
         if shot.prefix:
             stream.sink, stream.sink_at = self.encoded.opening, shot.zero - self.request.given.since / self.stride
-        if shot.ring or self.plan.mode == "window":
-            return self.windows(stream)
-        if self.plan.mode == "extend":
-            return self.chunks(stream)
-        return self.own(self.stretch(stream, 0, shot.slots, also=also))
+        return stream
+
+    def passes(self, stream: Stream) -> int:
+        """How often all steps are made for a shot."""
+        slots, length = stream.shot.slots, self.plan.window
+        if stream.shot.ring or self.plan.mode == "window":
+            return 1 + (len(self.layout(stream.shot).starts) > 1 and self.opens(stream))
+        if self.plan.mode == "extend" and slots > length:
+            return 1 + -(-(slots - length) // (length - self.plan.overlap))
+        return 1
+
+    def layout(self, shot: Shot) -> Windows:
+        return layout(shot.slots, self.plan.window, min(self.plan.overlap, shot.slots - 1), shot.ring)
+
+    def opens(self, stream: Stream) -> bool:
+        """Whether a first window is made alone, for the sink of the others."""
+        return "sink" in self.can and stream.sink is None and stream.first is None
 
     def own(self, x: Latents) -> Latents:
         """The clip's slots, without those of references."""
@@ -286,8 +308,7 @@ class Sampler:
         slots, length, shared = stream.shot.slots, self.plan.window, self.plan.overlap
         if slots <= length:
             return self.stretch(stream, 0, slots)
-        count = 1 + -(-(slots - length) // (length - shared))
-        self.total = count * (self.schedule.steps - self.first)
+        count = self.passes(stream)
         out = np.zeros((len(self.which), slots, *self.shape), np.float32)
         end = 0
         try:
@@ -313,11 +334,10 @@ class Sampler:
 
     def windows(self, stream: Stream) -> Latents:
         """All windows at each step; each piece of the stream goes on as soon as no other window looks at it."""
-        shot, plan = stream.shot, self.plan
-        windows = layout(shot.slots, plan.window, min(plan.overlap, shot.slots - 1), shot.ring)
+        shot = stream.shot
+        windows = self.layout(shot)
         if len(windows.starts) == 1:
             return self.stretch(stream, 0, shot.slots)
-        self.total = (self.schedule.steps - self.first) * (1 + ("sink" in self.can))
         self._open(stream)
         x = np.zeros((len(self.which), shot.slots, *self.shape), np.float32)
         for slot in range(shot.slots):
@@ -354,7 +374,7 @@ class Sampler:
         shot = stream.shot
         if stream.sink is not None or "sink" not in self.can:
             return
-        if stream.first is None:
+        if self.opens(stream):
             alone = (
                 Shot(self.plan.window, OPENING + np.arange(self.plan.window), 0, shot.prompts) if shot.ring else shot
             )

@@ -132,6 +132,21 @@ def test_a_strength_with_a_cache_evaluates_the_first_step_that_is_made(pipe, tmp
     np.testing.assert_allclose(slots(pipe, cache="fast", **given), slots(pipe, **given), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "given, counted",
+    [
+        ({"prompt_at": [(1.0, "a blue square")]}, "2/4"),  # two shots
+        ({"long": "window"}, "2/4"),  # the first window alone, then all
+        ({"long": "window", "num_frames": 9}, "0/2"),  # no more than a window
+        ({"long": "window", "image": np.zeros((32, 32, 3), np.uint8)}, "0/2"),  # the first slot is known
+    ],
+)
+def test_steps_are_counted_over_all_that_is_made(pipe, given, counted):
+    last = int(counted[0])
+    with pytest.raises(Unfinished, match=f"step {counted}"):
+        slots(pipe, callback_on_step_end=lambda p, step, t, now: {"stop": step == last}, **given)
+
+
 def test_a_callback_sees_where_it_goes_and_can_stop(pipe):
     """`data` is the network's answer at every step; what was whole when it was stopped is kept."""
     seen = []
