@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from dit_video.core.config import diff, from_dict, to_dict
-from dit_video.core.errors import BadInput, DitVideoError, NonFinite
+from dit_video.core.errors import BadInput, DitVideoError, NonFinite, Partial
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
 from dit_video.train.experiment import Experiment, Stream
@@ -55,7 +55,7 @@ def train(
     `{"steps", "loss", "held_out", "seconds", "clips_per_second", "gflops", "parameters", "fingerprint"}`; the last is
     the same for bit-identical parameters. Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a
     checkpoint saved; `NonFinite` when the loss stays NaN though the run went back to checkpoints; `BadInput` when the
-    checkpoint has other shapes.
+    checkpoint has other shapes; `Partial` when the last checkpoint could not be saved.
     """
     run = Run(workdir)
     if resume not in ("auto", "never") and not resume.isdigit():
@@ -368,7 +368,10 @@ class Trainer:
             yield
         except BadInput:
             if self.step and jax.process_count() == 1:  # others do not come to a save that one of them begins
-                self.save(wait=True)
+                try:
+                    self.save(wait=True)
+                except Partial as error:
+                    log.error("%s", error)
             raise
 
     def make_samples(self) -> None:

@@ -112,7 +112,7 @@ class Board:
     gives it more then waits for ever."""
 
     def __init__(self, folder: Path):
-        self.folder, self.events = folder, None
+        self.folder, self.file = folder, None
 
     def hide_from(self, step: int) -> None:
         """What was written of `step` and later is not shown."""
@@ -129,25 +129,27 @@ class Board:
         self._write([Event(step=step, summary=scalar(name, value)) for name, value in values.items()])
 
     def _write(self, events: list[Any]) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import RecordWriter
 
         try:
-            if self.events is None:
+            if self.file is None:
                 self.folder.mkdir(exist_ok=True)
-                self.events = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
+                self.file = RecordWriter(str(self.folder / f"events.out.tfevents.{time.time_ns()}"))
+                events = [Event(file_version="brain.Event:2"), *events]
             for event in events:
                 event.wall_time = time.time()
-                self.events.write_event(event)
-            self.events.flush()
+                self.file.write(event.SerializeToString())
+            self.file.flush()
         except OSError:
             self.close()  # half a record ends what a reader sees of a file: the next goes to another
             raise
 
     def close(self) -> None:
-        if self.events is not None:
+        if self.file is not None:
             with suppress(OSError):
-                self.events.close()
-            self.events = None
+                self.file.close()
+            self.file = None
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,9 @@ checksum is stored beside it, and a checkpoint that does not load or does not ag
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from dit_video.core.config import from_dict, to_dict
-from dit_video.core.errors import BadInput, DitVideoError, MissingError
+from dit_video.core.errors import BadInput, DitVideoError, MissingError, Partial
 from dit_video.core.log import log
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
@@ -65,14 +68,24 @@ class Broken(DitVideoError):
 
 
 class Checkpoints:
-    """Steps of a run, the newest `keep` of them. Saving is asynchronous; a copy is taken before it returns."""
+    """Steps of a run, the newest `keep` of them; None to read them, which removes nothing: the run may be under way.
+    Saving is asynchronous; a copy is taken before it returns.
 
-    def __init__(self, path: str | os.PathLike[str], keep: int = 3):
+    A save that fails, on a full disk say, is told in the log and leaves the others as they are.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int | None = None):
         import orbax.checkpoint as ocp
 
-        self.path, self.ocp = Path(path).absolute(), ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "about"))
+        self.path, self.keep, self.ocp = Path(path).absolute(), keep, ocp
+        self.damaged: set[int] = set()  # steps that `latest` could not use
+        self._open()
+
+    def _open(self) -> None:
+        # What an unfinished save has left goes, too.
+        clean = self.keep is not None
+        options = self.ocp.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=clean)
+        self.manager = self.ocp.CheckpointManager(self.path, options=options, item_names=("state", "about"))
 
     def steps(self) -> list[int]:
         """Steps that were written to the end, by what stands on the disk."""
@@ -80,7 +93,11 @@ class Checkpoints:
         return sorted(int(s) for s in self.manager.all_steps())
 
     def save(self, step: int, state: Any, about: dict[str, Any], wait: bool = False) -> None:
-        """Saves a tree of arrays and plain data about it. A step that is there already stays as it is."""
+        """Saves a tree of arrays and plain data about it. A step that is there already stays as it is.
+
+        `wait` says that it is the last save: raises `Partial` when the step is not there in the end.
+        """
+        self.settle()
         if step not in self.manager.all_steps():
             # The next step is given the state's own buffers to write into: what is being saved must be a copy.
             flat = jax.tree.map(jnp.copy, flatten(state))
@@ -88,11 +105,37 @@ class Checkpoints:
             shapes = {name: list(x.shape) for name, x in flat.items()}
             about = about | {"step": step, "checksums": sums, "shapes": shapes}
             args = self.ocp.args
-            self.manager.save(
-                step, args=args.Composite(state=args.PyTreeSave(flat), about=args.JsonSave(about)), force=True
-            )
+            args = args.Composite(state=args.PyTreeSave(flat), about=args.JsonSave(about))
+            with self._surviving():
+                self.manager.save(step, args=args, force=True)
         if wait:
+            self.settle()
+            if step not in self.steps():
+                raise Partial(
+                    f"step {step} could not be saved in {self}; the log says why. Make room; the same command goes on "
+                    "from the newest step."
+                )
+
+    def settle(self) -> None:
+        """Waits for what is being written."""
+        with self._surviving():
             self.manager.wait_until_finished()
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() > 1:  # the others wait for this one, and all go on from the last checkpoint
+                raise
+            with suppress(Exception):
+                self.manager.close()
+            self._open()
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            log.error("a checkpoint could not be saved: %s. Those of %s stay; the next save tries again", why, self)
+
+    def __str__(self) -> str:
+        return f"{self.path} (steps: {', '.join(map(str, self.steps())) or 'none'})"
 
     def about(self, step: int) -> dict[str, Any]:
         """The plain data of a step. Raises `Broken`."""
@@ -126,7 +169,7 @@ class Checkpoints:
         """`(step, use(step))` for the newest step that is not broken, each broken one named in the log; None when there
         is no checkpoint. With `step` that one and no other, with `before` only older ones than that. Raises `Broken`
         when there are some and none is whole."""
-        self.manager.wait_until_finished()
+        self.settle()
         steps = [s for s in self.steps() if before is None or s < before]
         if step is not None:
             if step not in steps:
@@ -138,21 +181,32 @@ class Checkpoints:
             except Broken as error:
                 if step is not None:
                     raise
+                self.damaged.add(candidate)
                 log.warning("%s; trying the one before", error)
         if steps:
             raise Broken(f"{self.path}: none of the steps {', '.join(map(str, steps))} can be read")
         return None
 
     def forget_after(self, step: int) -> None:
-        """Removes the steps beyond `step`: a run that goes on from an earlier step makes them anew."""
-        self.manager.wait_until_finished()
+        """Removes the steps beyond `step`: a run that goes on from an earlier step makes them anew. Those that `latest`
+        found damaged keep their files, under a name that says so."""
+        self.settle()
         for later in [s for s in self.steps() if s > step]:
-            log.info("removing step %d: the run goes on from step %d", later, step)
-            self.manager.delete(later)
+            if later not in self.damaged:
+                log.info("removing step %d: the run goes on from step %d", later, step)
+                self.manager.delete(later)
+                continue
+            aside = self.path / f"{later}.damaged.{time.time_ns()}"
+            if jax.process_index() == 0:
+                log.warning("step %d is damaged; its files are now %s", later, aside)
+                (self.path / str(later)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("steps were forgotten")
+        self.manager.reload()
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self.manager.wait_until_finished()
+        self.settle()
         self.manager.close()
 
 
@@ -183,7 +237,7 @@ class Run:
                 number = next(n for n in range(1, 10_000) if not (self.path / f"{name}.{n}").exists())
                 old.rename(self.path / f"{name}.{number}")
 
-    def checkpoints(self, keep: int = 3) -> Checkpoints:
+    def checkpoints(self, keep: int | None = None) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints", keep)
 
     def save_experiment(self, experiment: Any) -> None:
