@@ -50,12 +50,19 @@ def refer(stage: Stage, seed: int, config: dict, inputs: Arrays) -> tuple[Any, A
     import torch
 
     module = stage.reference(config)
+    module = None if module is None else weighted(module, seed)
     with torch.no_grad():
-        if module is not None:
-            for name, parameter in module.named_parameters():
-                parameter.copy_(torch.from_numpy(draw(name, tuple(parameter.shape), seed)))
-            module = module.eval()
         return module, {name: np.asarray(array) for name, array in stage.outputs(module, config, inputs).items()}
+
+
+def weighted(module: Any, seed: int) -> Any:
+    """The reference's module with weights drawn by their names."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(torch.from_numpy(draw(name, tuple(parameter.shape), seed)))
+    return module.eval()
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,16 @@ def machine() -> str:
     return f"{cores} cores of {chip}, Python {platform.python_version()}, JAX {version('jax')}"
 
 
+def write(name: str, folder: Path = RESULTS, **data: Any) -> dict[str, Any]:
+    """NAME.json, with machine (unless it is given) and date."""
+    data = {**data, "machine": data.get("machine") or machine(), "date": datetime.date.today().isoformat()}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    return data
+
+
 def store(name: str, **data: Any) -> None:
-    data |= {"machine": machine(), "date": datetime.date.today().isoformat()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    print(json.dumps(data, indent=1))
+    print(json.dumps(write(name, **data), indent=1))
 
 
 def command(*args: str, cwd: Path, **env: str) -> tuple[dict[str, Any], float]:
@@ -62,18 +69,23 @@ def generate() -> None:
     store("generate", made_by="python tools/measure.py generate", columns=columns, rows=rows)
 
 
-def matmul_peak(size: int = 3072, repeats: int = 12) -> float:
-    """The best of several float32 matrix products, in GFLOP/s."""
+def product(size: int = 3072, dtype: str = "float32") -> Callable[[], Any]:
+    """A product of two square matrices, compiled: 2 size^3 FLOPs."""
     import jax
     import jax.numpy as jnp
 
-    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
-    product = jax.jit(lambda a: a @ a).lower(a).compile()
-    product(a).block_until_ready()
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32).astype(dtype)
+    return partial(jax.jit(lambda a: a @ a).lower(a).compile(), a)
+
+
+def matmul_peak(size: int = 3072, repeats: int = 12) -> float:
+    """The best of several float32 matrix products, in GFLOP/s."""
+    call = product(size)
+    call().block_until_ready()
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        product(a).block_until_ready()
+        call().block_until_ready()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e9
 
