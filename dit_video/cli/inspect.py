@@ -37,7 +37,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a clip (.mp4, .gif, .webp, .png), or its .json")
     parser.add_argument("--rerun", action="store_true", help="make it again, and compare the frames")
     parser.add_argument("--model", metavar="MODEL", help="where its model is now (default: where it was)")
-    parser.add_argument("--image", metavar="PATH", help="where its picture is now (default: where it was)")
+    parser.add_argument("--image", action="append", metavar="PATH",
+                        help="where its picture is now (default: where it was); of several, one each")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
 
 
@@ -126,7 +127,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
             "Give --model with a folder that holds those weights."
         )
     clip, batch = metadata.get("clip", 0), metadata.get("batch") or [metadata["prompt"]]
-    request, size = resolve(pipe.model, batch, **given), len(batch)
+    request, size = resolve(pipe.model, batch, memory=pipe.memory, **given), len(batch)
     if pipe.whole(request):
         # The whole batch that it was a part of: a matrix product rounds by its shape.
         place = clip % size
@@ -135,7 +136,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
         made = pipe.run(request, latents=noise).clips[place]
         frames, now = made.frames, made.metadata
     else:
-        request = resolve(pipe.model, [metadata["prompt"]] * (clip + 1), **given)
+        request = resolve(pipe.model, [metadata["prompt"]] * (clip + 1), memory=pipe.memory, **given)
         film = pipe.film(request, clip)
         frames, now = np.stack(list(film.frames())), film.metadata
     found = frames_sha256(frames)
@@ -164,7 +165,13 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
     known = {*ASKED, *TOLD, "image", "long", *([] if strange else ["given"])}
     if unknown := sorted(name for name, value in metadata.items() if name not in known and value):
         raise BadInput(f"{args.file} was made with {', '.join(unknown)}, which what it says is not enough to repeat.")
-    pictures = {source["frame"]: find_image(args, source["image"]) for source in sources}
+    now = args.image or [None] * len(sources)
+    if len(now) != len(sources):
+        were = ", ".join(f"{source['image']} (frame {source['frame']})" for source in sources) or "none"
+        raise BadInput(
+            f"--image is given {len(now)} times; the pictures of {args.file} were {were}. Give one for each."
+        )
+    pictures = {source["frame"]: find_image(args, source["image"], at) for source, at in zip(sources, now, strict=True)}
     if pictures:
         given["resize"] = sources[0].get("resize", "crop")
     for name, frame in (("image", 0), ("last_image", metadata["num_frames"] - 1)):
@@ -173,11 +180,12 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
     return given | ({"keyframes": pictures} if pictures else {})
 
 
-def find_image(args: argparse.Namespace, name: str) -> Path:
-    """A picture that a clip was made from: as it was named then, or beside the clip. Raises MissingError."""
+def find_image(args: argparse.Namespace, name: str, now: str | None) -> Path:
+    """A picture that a clip was made from: where it is `now`, or as it was named then, or beside the clip. Raises
+    MissingError."""
     from dit_video.core.errors import MissingError
 
-    places = [Path(args.image)] if args.image else [Path(name), args.file.parent / Path(name).name]
+    places = [Path(now)] if now else [Path(name), args.file.parent / Path(name).name]
     for place in places:
         if place.is_file():
             return place

@@ -1,11 +1,11 @@
-"""Rectified flow: the path from data to noise, the time that training draws, and what a network's output means.
+"""Rectified flow: the path from data to noise, the time that training draws, and what is learnt.
 
 `x_t = (1 - t) * data + t * noise`, t = 1 is noise, velocity = noise - data. Other projects' sigmas and timesteps are
 converted at the border. A position whose time is zero is known: it is data, stands still, and bears no loss.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -75,37 +75,3 @@ def flow_loss(predicted: Latent, target: Latent, time: Time) -> Float[Array, ""]
     unknown = time.field(predicted.shape) > 0
     error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32))
     return jnp.mean(jnp.where(unknown, error, 0.0))
-
-
-class Output(Protocol):
-    """What a network's numbers mean."""
-
-    def velocity(self, output: Latent, x: Latent, time: Time) -> Latent: ...
-    def target(self, data: Latent, noise: Latent, x: Latent, time: Time) -> Latent: ...
-
-
-@dataclass(frozen=True)
-class VelocityOutput:
-    """The network gives the velocity itself."""
-
-    def velocity(self, output: Latent, x: Latent, time: Time) -> Latent:
-        return output
-
-    def target(self, data: Latent, noise: Latent, x: Latent, time: Time) -> Latent:
-        return noise - data
-
-
-@dataclass(frozen=True)
-class DataOutput:
-    """The network gives the data; v = (x - data) / max(t, min_t), the target clamped alike (JiT, arXiv 2511.13720).
-
-    For large pixel patches, whose velocity has more numbers than the model is wide.
-    """
-
-    min_t: float = 0.05
-
-    def velocity(self, output: Latent, x: Latent, time: Time) -> Latent:
-        return (x - output) / jnp.maximum(time.field(x.shape), self.min_t)
-
-    def target(self, data: Latent, noise: Latent, x: Latent, time: Time) -> Latent:
-        return (x - data) / jnp.maximum(time.field(x.shape), self.min_t)

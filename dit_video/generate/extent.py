@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dit_video.core.errors import BadInput
 from dit_video.core.sizes import frames_rule, nearest_frames, nearest_size, size_rule
 from dit_video.generate.conditions import Asked
+from dit_video.generate.mode import abilities
 from dit_video.generate.notes import Notes
 from dit_video.generate.picture import load_image
 
@@ -150,9 +151,10 @@ def check_beyond_training(frames: int, height: int, width: int, model: "Model", 
     tokens = token_count(frames, height, width, model)
     near = nearest_trained(width / height, sizes)
     if tokens > most:
+        pieces = ", or --long window" if frames > longest and "free" in abilities(model) else ""
         notes.warn(
             f"{frames} frames at {width}x{height} is {tokens:,} tokens; this model was trained to {most:,}. "
-            f"Expect less order, or use up to {longest} frames at {near[1]}x{near[0]}."
+            f"Expect less order, or use up to {longest} frames at {near[1]}x{near[0]}{pieces}."
         )
     elif (height, width) not in sizes and height * width > max(h * w for h, w in sizes):
         notes.warn(f"{width}x{height} is larger than any size in training. Nearest: {near[1]}x{near[0]}.")

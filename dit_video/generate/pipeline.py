@@ -247,7 +247,7 @@ class VideoPipeline:
         (shot, *more), vae = request.shots(self.model.vae.stride), self.model.vae
         plain = not more and not shot.mid and request.plan.mode == "single" and shot.slots < STREAM_FROM
         given, size = request.given, (request.height // vae.factor, request.width // vae.factor)
-        fits = self.memory is None or piece_bytes(vae, *size, shot.slots) <= self.memory
+        fits = request.memory is None or piece_bytes(vae, *size, shot.slots) <= request.memory
         return plain and fits and given.lead is None and given.follow is None
 
     def _whole(
@@ -270,7 +270,7 @@ class VideoPipeline:
         How they will be is planned before anything is sampled: BadInput says when memory cannot do it."""
         progress = progress or Progress(self.show)
         vae, given = self.model.vae, request.given
-        tiles, slots = tiles_for(vae, request.height // vae.factor, request.width // vae.factor, self.memory)
+        tiles, slots = tiles_for(vae, request.height // vae.factor, request.width // vae.factor, request.memory)
         sampler, strips = self._sampler(request, [clip], noise, callback, progress), []
         try:
             for shot in request.shots(vae.stride):

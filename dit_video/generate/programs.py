@@ -24,7 +24,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from dit_video.core.mesh import Rules
 from dit_video.core.types import Extra, Latent, Text, Time
 from dit_video.diffusion.cache import Reuse, cached
-from dit_video.diffusion.flow import Output, VelocityOutput
 from dit_video.diffusion.guidance import Velocity, guided, in_one_batch
 from dit_video.diffusion.known import known
 from dit_video.diffusion.sample import at_moment, step_function
@@ -77,7 +76,6 @@ class Programs:
         self.configs = {"dit": (DiT, dit), "vae": (VAE, vae), "text": (TextEncoder, text)}
         self.configs |= {} if image is None else {"image": (ImageEncoder, image)}
         self.mesh, self.rules = mesh, rules
-        self.output: Output = VelocityOutput()
         self.stride = vae.stride
         self.compiled: dict[Key, Callable] = {}
 
@@ -111,13 +109,15 @@ class Programs:
     def decode(self, vae: Weights, latents: Latent) -> tuple[UInt8[Array, "B T H W 3"], Bool[Array, ""]]:
         """Pixels, and whether they were finite."""
         module = self.module("vae", vae)
-        video = module.decode(module.denormalize(latents))
+        video = module.decode(module.denormalize(latents), clip=False)  # cut, infinity would be white
         return to_pixels(video), jnp.isfinite(video).all()
 
     def decode_piece(self, vae: Weights, latents: Latent, past: Any) -> tuple[Float[Array, "B T H W 3"], Any]:
-        """Pixels in [-1, 1] of the latents that follow `past` (None: the clip's first), and the past of the next."""
+        """Pixels in [-1, 1] of the latents that follow `past` (None: the clip's first), and the past of the next. NaN
+        where they are not finite: infinity, cut, would be white."""
         module = self.module("vae", vae)
-        return module.decode_piece(module.denormalize(latents), past)
+        video, past = module.decode_piece(module.denormalize(latents), past, clip=False)
+        return jnp.where(jnp.isfinite(video), jnp.clip(video, -1.0, 1.0), jnp.nan), past
 
     def decode_next(self, vae: Weights, latents: Latent, past: Any) -> tuple[Float[Array, "B T H W 3"], Any]:
         """`decode_piece`, compiled."""
@@ -153,8 +153,7 @@ class Programs:
 
         def network(x: Latent, time: Time, memory: Any) -> tuple[Latent, Any]:
             seen = x if beside is None else jnp.concatenate([x, beside.astype(x.dtype)], -1)
-            out = module(seen, time, given.context, extra, control=control)
-            return self.output.velocity(out, x, time), memory
+            return module(seen, time, given.context, extra, control=control), memory
 
         velocity = in_one_batch(network) if with_guidance else network
         if given.mask is not None:

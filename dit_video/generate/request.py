@@ -61,6 +61,7 @@ class Request:
     cache: str = "off"
     guidance_scale_2: float | None = None  # of the second denoiser, where there are two
     conditioning_scale: float = 1.0  # how strong the hints of a control branch are
+    memory: int | None = None  # bytes that were free when it was asked; None: enough
 
     @property
     def guided(self) -> bool:
@@ -133,8 +134,8 @@ def resolve(
 ) -> Request:
     """The request with the model's defaults filled in. Names and meanings as in the command line.
 
-    `memory`: bytes that are free, which `long="auto"` plans for. Raises BadInput for what cannot be done, and with
-    `strict` for what would only be warned of.
+    `memory`: bytes that are free, which `long="auto"` and decoding are planned for. Raises BadInput for what cannot be
+    done, and with `strict` for what would only be warned of.
     """
     from dit_video.diffusion.cache import caching_named
     from dit_video.diffusion.solvers import solver_named  # loads JAX, which the checks before a model do without
@@ -198,6 +199,7 @@ def resolve(
         cache=cache,
         guidance_scale_2=scale_2,
         conditioning_scale=1.0 if conditioning_scale is None else float(conditioning_scale),
+        memory=memory,
     )
     solver_named(request.solver)
     caching_named(cache)

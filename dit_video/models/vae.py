@@ -345,10 +345,10 @@ class VAE(nnx.Module):
         video = self._decode(z)[0]
         return jnp.clip(video, -1.0, 1.0) if clip else video
 
-    def decode_piece(self, z: Latent, past: Past = None) -> tuple[Video, Past]:
+    def decode_piece(self, z: Latent, past: Past = None, clip: bool = True) -> tuple[Video, Past]:
         """As `decode`, of the latents that follow `past` (None: the clip's first), and the past of the next piece."""
         video, past = self._decode(z, past)
-        return jnp.clip(video, -1.0, 1.0), past
+        return jnp.clip(video, -1.0, 1.0) if clip else video, past
 
     def normalize(self, z: Latent) -> Latent:
         """Raw latents -> what the denoiser sees: (z - mean) / std with the stored statistics."""

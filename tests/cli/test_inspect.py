@@ -161,6 +161,24 @@ def test_arguments_of_all_kinds_are_found(here):
     assert {name: found[name] for name in wanted} == wanted
 
 
+def test_of_several_pictures_each_is_found(here, inspect):
+    """One --image does not stand for all of them."""
+    for name in ("a", "b"):
+        shutil.copy("first.png", f"{name}.png")
+    sources = [{"frame": f, "image": f"gone/{n}.png", "height": 64, "width": 64, "resize": "crop"}
+               for f, n in ((0, "x"), (4, "y"))]  # fmt: skip
+    metadata = json.loads((here / "one.json").read_text()) | {"given": sources}
+    told = types.SimpleNamespace(file=here / "one.mp4", image=["a.png", "b.png"])
+    found = inspect_verb.arguments(told, metadata)
+    assert (found["image"], found["last_image"]) == (Path("a.png"), Path("b.png"))
+    name = rewrite(here / "one.mp4", given=sources)
+    code, _, err = inspect(name, "--rerun", "--image", "a.png")
+    assert (code, "gone/x.png (frame 0), gone/y.png (frame 4)" in err) == (2, True), err
+    code, _, err = inspect("one.mp4", "--rerun", "--image", "a.png")
+    assert (code, "were none" in err) == (2, True), err
+    assert inspect(name, "--rerun", "--image", "a.png", "--image", "nowhere.png")[0] == 3
+
+
 @pytest.mark.parametrize("name, code", [("nowhere.mp4", 3), ("broken.mp4", 2), ("broken.json", 2)])
 def test_files_that_cannot_be_read(here, inspect, name, code):
     (here / "broken.mp4").write_bytes(b"not a video")

@@ -1,5 +1,7 @@
 """The pipeline with a model in miniature: what is promised of seeds, batches, images, steps and failures."""
 
+import functools
+import operator
 from dataclasses import replace
 
 import jax
@@ -9,12 +11,12 @@ import pytest
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.log import Progress
 from dit_video.core.mesh import MeshShape
-from dit_video.diffusion.flow import VelocityOutput
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.sample import scan
 from dit_video.diffusion.schedule import Schedule
 from dit_video.diffusion.solvers import SOLVERS
 from dit_video.generate.clip import frames_sha256
+from dit_video.generate.decode import Strip, decode_frames
 from dit_video.generate.pipeline import VideoPipeline
 from dit_video.generate.unfinished import Unfinished
 from dit_video.models.dit import DiT
@@ -63,7 +65,6 @@ def test_it_is_the_network_under_the_mathematics(plain, tiny, pipe):
     encoded = jax.jit(lambda ids, length: text(ids, length))(tokens.ids, tokens.length)
     row = lambda i: jax.tree.map(lambda a: a[i : i + 1], encoded)  # noqa: E731
     assert isinstance(dit, DiT)
-    assert isinstance(pipe.programs.output, VelocityOutput)
 
     def velocity(x, time, memory):
         with_prompt, without = dit(x, time, row(0)), dit(x, time, row(1))
@@ -192,13 +193,21 @@ def test_broken_weights_name_the_step_and_the_part(tiny):
         VideoPipeline(replace(tiny, params=broken))(PROMPT, seed=7)
 
 
-def test_latents_survive_a_failed_decode(tiny, plain):
+@pytest.mark.parametrize("at, value", [("post_quant_conv", np.nan), ("decoder/conv_out", np.inf)])
+def test_latents_survive_a_failed_decode(tiny, plain, at, value):
     broken = jax.tree.map(np.copy, tiny.params)
-    broken["vae"]["post_quant_conv"]["bias"][:] = np.nan
+    functools.reduce(operator.getitem, at.split("/"), broken["vae"])["bias"][:] = value
     with pytest.raises(Unfinished, match="weights of vae") as error:
         VideoPipeline(replace(tiny, params=broken))(PROMPT, seed=7)
     assert error.value.exit_code == NonFinite.exit_code
     np.testing.assert_allclose(error.value.latents[0], plain.clips[0].latents, atol=1e-5)
+
+
+def test_infinity_is_not_white_in_a_clip_that_is_decoded_in_pieces(pipe, tiny):
+    broken = jax.tree.map(np.copy, tiny.params["vae"])
+    broken["decoder"]["conv_out"]["bias"][:] = np.inf
+    with pytest.raises(NonFinite, match="from frame 0 on"):
+        list(decode_frames(pipe.programs, broken, Strip(np.zeros((3, 4, 4, 4), np.float32))))
 
 
 def test_a_long_clip_is_decoded_in_pieces(pipe, monkeypatch):
@@ -207,6 +216,18 @@ def test_a_long_clip_is_decoded_in_pieces(pipe, monkeypatch):
     whole = pipe(PROMPT, seed=7, num_frames=9).frames[0]
     monkeypatch.setattr(pipeline, "STREAM_FROM", 3)
     assert worst(pipe(PROMPT, seed=7, num_frames=9).frames[0], whole) <= 1
+
+
+def test_how_a_clip_is_decoded_is_planned_once(pipe, monkeypatch):
+    """Memory that goes after the request was made does not make one part of a call plan otherwise than another."""
+    from dit_video.generate.request import resolve
+
+    for memory, whole in ((None, True), (10**12, True), (1000, False)):
+        request = resolve(pipe.model, PROMPT, seed=7, memory=memory)
+        monkeypatch.setattr("dit_video.generate.pipeline.free_memory", lambda device: pytest.fail("it is read again"))
+        assert pipe.whole(request) == whole
+    with pytest.raises(BadInput, match="0 are free"):
+        pipe.film(request)
 
 
 def test_a_large_text_encoder_goes_before_the_denoiser_comes(tiny, plain, monkeypatch):
@@ -234,7 +255,6 @@ def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):
     assert np.abs(out.frames[2] - out.frames[0]).max() > 0.1
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
 @pytest.mark.parametrize("error, code", [(MemoryError("no room"), 4), (ValueError("mine"), 1)])
 def test_clips_already_made_outlive_an_error_in_a_later_part(pipe, plain, monkeypatch, error, code):
     monkeypatch.setattr("dit_video.generate.pipeline.AT_ONCE", 1)
@@ -252,6 +272,7 @@ def test_clips_already_made_outlive_an_error_in_a_later_part(pipe, plain, monkey
     assert kept.metadata["prompt"] == "a red circle" and kept.frames.shape[0] > 0
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
 def test_a_mesh_gives_the_same_clip(tiny, plain):
     out = VideoPipeline(tiny, mesh=MeshShape(data=2, fsdp=2, tensor=2))(PROMPT, seed=7)
     assert worst(out.frames[0], plain.frames[0]) <= 1

@@ -106,6 +106,9 @@ def test_ratios():
 def test_beyond_training_is_warned_of_with_numbers(tiny):
     request = resolve(tiny, PROMPT, num_frames=17)
     assert "17 frames at 32x32 is 20 tokens; this model was trained to 18" in request.notes[0]
+    assert request.notes[0].endswith("use up to 9 frames at 32x32, or --long window.")
+    large = resolve(tiny, PROMPT, num_frames=9, height=64, width=64)
+    assert "--long" not in large.notes[0], "that many frames it knows: pieces of them are no smaller"
     with pytest.raises(BadInput, match="20 tokens"):
         resolve(tiny, PROMPT, num_frames=17, strict=True)
     assert "larger than any size" in resolve(tiny, PROMPT, num_frames=1, height=64, width=64).notes[0]
