@@ -75,16 +75,11 @@ class Dropped(NamedTuple):
 
 def fit(frame: Frame, height: int, width: int) -> Frame:
     """Scaled to cover the size, with antialiasing, and cropped in the middle."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    h, w, _ = frame.shape
-    if (h, w) == (height, width):
+    if frame.shape[:2] == (height, width):
         return frame
-    scale = max(height / h, width / w)
-    box_h, box_w = height / scale, width / scale
-    top, left = (h - box_h) / 2, (w - box_w) / 2
-    picture = Image.fromarray(frame)
-    return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS, (left, top, left + box_w, top + box_h)))
+    return np.asarray(ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS))
 
 
 def thumbnail(frame: Frame) -> Float[np.ndarray, "h w 3"]:

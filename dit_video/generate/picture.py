@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dit_video.core.errors import BadInput
+from dit_video.data.scenes import fit
 from dit_video.data.video import read_picture, upright
 
 Resize = Literal["crop", "pad", "stretch"]
@@ -43,10 +44,10 @@ def fit_image(
         raise BadInput(f"resize={resize!r} is unknown. Use {', '.join(RESIZES)}.")
     if image.shape[:2] == (height, width):
         return image
-    picture, size = Image.fromarray(image), (width, height)
     if resize == "crop":
-        picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    elif resize == "pad":
+        return fit(image, height, width)
+    picture, size = Image.fromarray(image), (width, height)
+    if resize == "pad":
         picture = ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)
     else:
         picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.data.scenes import fit
 from dit_video.generate.picture import fit_image, load_image
 
 
@@ -54,3 +55,11 @@ def test_ways_to_fit_an_image():
     assert (stretched[:, 1] > 240).all()
     assert (abs(stretched[:, 18].astype(int) - 120) < 10).all()
     np.testing.assert_array_equal(fit_image(image, 20, 40, "crop"), image)
+
+
+@pytest.mark.parametrize("size", [(24, 52, 29, 73), (28, 7, 34, 68), (70, 60, 52, 84)])
+def test_training_crops_as_sampling_does(size, rng):
+    """Sizes whose box, computed from a scale, begins a rounding error outside of the picture."""
+    h, w, height, width = size
+    image = rng.integers(0, 255, (h, w, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(fit(image, height, width), fit_image(image, height, width, "crop"))
