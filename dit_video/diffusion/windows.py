@@ -6,7 +6,7 @@ and what lies in memory at once is one window: `blended` works on NumPy arrays a
 soon as no later window sees them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dit_video.core.errors import BadInput
-from dit_video.core.types import Latent, Time
-from dit_video.diffusion.guidance import Velocity
+from dit_video.core.types import Latent
 
 NoiseOrder = Literal["fresh", "shared", "rescheduled"]
 
@@ -89,31 +88,6 @@ def blended(velocities: Iterable[Latent], windows: Windows) -> Iterator[tuple[in
         carried = v[:, done:]
     if windows.ring:
         yield 0, total
-
-
-def windowed(velocity_of: Callable[[int], Velocity], windows: Windows) -> Velocity:
-    """One velocity of the whole clip; `velocity_of(i)` is that of window i, which may have its own prompt or sink.
-
-    The memory is a tuple of the windows' memories. One window that covers all is that window's velocity, memory and
-    all, so that the sampler is the plain one bit for bit.
-    """
-    count = len(windows.starts)
-    if count == 1:
-        return velocity_of(0)
-
-    def velocity(x: Latent, t: Time, memory: Any) -> tuple[Latent, Any]:
-        memories = list(memory) if memory else [()] * count
-
-        def one(i: int) -> Latent:
-            places = windows.places(i)
-            time = Time(t.values, None if t.index is None else t.index[:, places])
-            v, memories[i] = velocity_of(i)(x[:, places], time, memories[i])
-            return v
-
-        pieces = [v for _, v in blended(map(one, range(count)), windows)]
-        return jnp.concatenate(pieces, axis=1), (tuple(memories) if memory else memory)
-
-    return velocity
 
 
 def noise_order(slots: int, length: int, order: NoiseOrder, seed: int) -> Int[np.ndarray, "slots"]:

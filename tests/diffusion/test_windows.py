@@ -11,7 +11,7 @@ from dit_video.diffusion.known import hold, known
 from dit_video.diffusion.sample import scan
 from dit_video.diffusion.schedule import Schedule
 from dit_video.diffusion.solvers import SOLVERS
-from dit_video.diffusion.windows import blended, layout, noise_order, windowed
+from dit_video.diffusion.windows import blended, layout, noise_order
 
 FRAME = (2, 2, 3)
 
@@ -34,6 +34,28 @@ def mixing(x, time, memory):
 def sampled(velocity, x, solver, memory=()):
     instants = Schedule(6, 3.0).instants()
     return jax.jit(lambda x: scan(velocity, SOLVERS[solver], x, instants, memory).x)(x)
+
+
+def windowed(velocity_of, windows):
+    """One velocity of the whole clip, as the sampler blends it; `velocity_of(i)` is that of window i. One window that
+    covers all is that window's velocity, memory and all; else the memory is a tuple of theirs."""
+    count = len(windows.starts)
+    if count == 1:
+        return velocity_of(0)
+
+    def velocity(x, t, memory):
+        memories = list(memory) if memory else [()] * count
+
+        def one(i):
+            places = windows.places(i)
+            time = Time(t.values, None if t.index is None else t.index[:, places])
+            v, memories[i] = velocity_of(i)(x[:, places], time, memories[i])
+            return v
+
+        pieces = [v for _, v in blended(map(one, range(count)), windows)]
+        return jnp.concatenate(pieces, axis=1), (tuple(memories) if memory else memory)
+
+    return velocity
 
 
 @pytest.mark.parametrize("ring", [False, True])
