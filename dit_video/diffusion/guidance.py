@@ -19,18 +19,6 @@ Pair = Callable[[Latent, Time, Any], tuple[tuple[Latent, Latent], Any]]  # with 
 Combine = Callable[[Latent, Latent, Any], Latent]  # (with, without, scale) -> velocity
 
 
-def in_turn(prompted: Velocity, unprompted: Velocity) -> Pair:
-    """Two evaluations, one after the other: half the memory. The memory is a pair of memories."""
-
-    def pair(x, t, memory):
-        first, second = memory or ((), ())
-        v, first = prompted(x, t, first)
-        u, second = unprompted(x, t, second)
-        return (v, u), ((first, second) if memory else memory)
-
-    return pair
-
-
 def in_one_batch(both: Velocity) -> Pair:
     """One evaluation of twice the batch: `both` has prompts in its first half and negative prompts in its second."""
 

@@ -219,50 +219,29 @@ def test_the_slurm_file_runs(launch, tmp_path, monkeypatch):
     assert words == "node7:20007 2 dit-video train toyworld --workdir /shared/my runs/toyworld\n"
 
 
-def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path):
-    """With a stand-in for gcloud: the first slice is taken away, on the second the run ends."""
+@pytest.mark.parametrize("code", [0, 2, 3, 5])
+def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path, code):
+    """With a stand-in for gcloud: the first slice is taken away, on the second the run ends, well or without hope."""
     gcloud = """
         case "$*" in
           *"resources create"*) echo x >>asked; echo ACTIVE >state ;;
           *"resources describe"*) cat state ;;
           *"resources delete"*) echo GONE >state ;;
-          *"tpu-vm ssh"*) if [[ $(wc -l <asked) == 2 ]]; then echo 0 >code; else echo SUSPENDED >state; fi ;;
+          *"tpu-vm ssh"*) if [[ $(wc -l <asked) == 2 ]]; then echo CODE >code; else echo SUSPENDED >state; fi ;;
           *"storage cat"*) cat code ;;
           *"storage rm"*) rm -f code ;;
         esac
         """
-    fake(tmp_path, "gcloud", textwrap.dedent(gcloud))
-    fake(tmp_path, "sleep", ":")
-    script = tmp_path / "launch.sh"
-    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
-    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "asked").read_text() == "x\nx\n"
-    assert "the slice was taken away" in done.stderr
-    assert (tmp_path / "state").read_text() == "GONE\n", "nothing is left that costs money"
-
-
-@pytest.mark.parametrize("code", [2, 3, 5])
-def test_the_cloud_script_does_not_ask_again_for_what_cannot_be(launch, tmp_path, code):
-    gcloud = f"""
-        case "$*" in
-          *"resources create"*) echo x >>asked; echo ACTIVE >state ;;
-          *"resources describe"*) cat state ;;
-          *"resources delete"*) echo GONE >state ;;
-          *"tpu-vm ssh"*) echo {code} >code ;;
-          *"storage cat"*) cat code ;;
-          *"storage rm"*) rm -f code ;;
-        esac
-        """
-    fake(tmp_path, "gcloud", textwrap.dedent(gcloud))
+    fake(tmp_path, "gcloud", textwrap.dedent(gcloud).replace("CODE", str(code)))
     fake(tmp_path, "sleep", ":")
     script = tmp_path / "launch.sh"
     launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
     env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
-    assert (tmp_path / "asked").read_text() == "x\n"
+    assert (tmp_path / "asked").read_text() == "x\nx\n"
+    assert "the slice was taken away" in done.stderr
+    assert (tmp_path / "state").read_text() == "GONE\n", "nothing is left that costs money"
 
 
 def test_clips_that_the_machines_see_need_not_be_here(launch):
