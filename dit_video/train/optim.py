@@ -12,6 +12,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from dit_video.core.errors import BadInput
+from dit_video.weights.names import keys_of
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ class Optimizer:
 
 def matrices(params: Any, rule) -> Any:
     """`rule(path, leaf)` of every parameter; `path` is a tuple of names."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: rule(tuple(str(getattr(k, "key", k)) for k in path), x), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, x: rule(keys_of(path), x), params)
 
 
 def decayed(path: tuple[str, ...], x: jax.Array) -> bool:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import Rules, batch_sharding, shardings
+from dit_video.weights.names import keys_of
 
 Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
 
@@ -180,21 +181,17 @@ def state_shardings(state: TrainState, params: Any, mesh: Mesh) -> TrainState:
     state: shapes of the whole state. params: shardings of the parameters. What belongs to a parameter is told by its
     path, which ends with that of the parameter.
     """
-    where = {_names(path): s for path, s in jax.tree_util.tree_flatten_with_path(params)[0]}
-    shapes = {_names(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
+    where = {keys_of(path): s for path, s in jax.tree_util.tree_flatten_with_path(params)[0]}
+    shapes = {keys_of(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        names = _names(path)
+        names = keys_of(path)
         for start in range(len(names)):
             if names[start:] in where and shapes[names[start:]] == leaf.shape:
                 return where[names[start:]]
         return NamedSharding(mesh, P())
 
     return jax.tree_util.tree_map_with_path(one, state)
-
-
-def _names(path: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def _fresh(params: Any, optimizer: optax.GradientTransformation, averages: int) -> TrainState:
@@ -248,8 +245,8 @@ def initial_state(
 
 
 def _same_shapes(wanted: Any, given: Any) -> None:
-    want = {"/".join(_names(p)): x.shape for p, x in jax.tree_util.tree_flatten_with_path(wanted)[0]}
-    have = {"/".join(_names(p)): np.shape(x) for p, x in jax.tree_util.tree_flatten_with_path(given)[0]}
+    want = {"/".join(keys_of(p)): x.shape for p, x in jax.tree_util.tree_flatten_with_path(wanted)[0]}
+    have = {"/".join(keys_of(p)): np.shape(x) for p, x in jax.tree_util.tree_flatten_with_path(given)[0]}
     wrong = [f"{n}: {have.get(n, 'missing')} instead of {want.get(n, 'nothing')}" for n in sorted({*want, *have})
              if want.get(n) != have.get(n)]  # fmt: skip
     if wrong:

@@ -27,9 +27,9 @@ from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
 from dit_video.weights import names_vae
 from dit_video.weights.find import INDEX
-from dit_video.weights.folder import PARTS, load_model, open_model, read_part, save_model
+from dit_video.weights.folder import PARTS, load_model, open_model, read_part
 from dit_video.weights.model import Defaults, Model
-from dit_video.weights.names import to_foreign, unflatten
+from dit_video.weights.names import keys_of, to_foreign, unflatten
 
 SEPARATOR = "/"
 
@@ -37,10 +37,7 @@ SEPARATOR = "/"
 def flatten(tree: Any) -> dict[str, Any]:
     """One level: `{"params/dit/blocks/up/kernel": array}`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        SEPARATOR.join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in p): x
-        for p, x in leaves
-    }
+    return {SEPARATOR.join(keys_of(path)): leaf for path, leaf in leaves}
 
 
 @jax.jit
@@ -423,11 +420,3 @@ def load_tokenizer(name: str) -> Tokenizer:
         if (folder / "tokenizer.json").is_file():
             return Tokenizer.from_folder(folder)
     return load_model(name).tokenizer
-
-
-def export_run(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None
-) -> Path:
-    """Writes the averaged weights of a denoiser's run as a model folder, in the dtypes of the weights on board."""
-    model = load_run(path, ema, step)
-    return save_model(model, Path(out), dtypes={"dit": "float16", "vae": "float16"})

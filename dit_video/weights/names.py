@@ -81,6 +81,11 @@ class Place:
     names: tuple[str, ...]  # where it may be found, the first is where it is written
 
 
+def keys_of(path: Any) -> tuple[str, ...]:
+    """A path of `jax.tree_util` as text: the keys, fields and numbers on the way to a leaf."""
+    return tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts -> {"blocks/attn1/to_q/kernel": leaf}, in the order of the tree."""
     flat: dict[str, Any] = {}
