@@ -16,7 +16,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around what writes `path`. Raises BadInput where the system refuses: a full disk, a folder that is gone."""
     try:
         yield
