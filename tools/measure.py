@@ -1,7 +1,8 @@
-"""Measures what the README's tables of speed say, and stores it where tools/tables.py finds it.
+"""Measures what the README's tables say, and stores it where tools/tables.py finds it.
 
     python tools/measure.py generate   # from a cold process to the file: with an empty compile cache, and again
     python tools/measure.py train      # steps of the toyworld experiment, and what part of the measured peak they are
+    python tools/measure.py toyworld   # 96 plain prompts, made with the weights on board and judged
 
 Needs the package installed, and a machine with nothing else to do.
 """
@@ -111,5 +112,13 @@ def train(steps: int = 100) -> None:
     store("train", made_by="python tools/measure.py train", columns=["toyworld, float32", ""], rows=rows)
 
 
+def toyworld(count: int = 96) -> None:
+    line = ["eval", "--suite", "toyworld", "--prompts", "plain", "--count", str(count), "--seeds", "0", "--free", "0"]
+    with tempfile.TemporaryDirectory() as folder:
+        report, _ = command(*line, "--out", "report", cwd=Path(folder))
+    kept = {name: report[name] for name in ("scores", "splits", "reference", "values")}
+    store("toyworld", made_by=f"dit-video {' '.join(line)}", **kept)
+
+
 if __name__ == "__main__":
-    {"generate": generate, "train": train}[sys.argv[1] if len(sys.argv) > 1 else "generate"]()
+    {"generate": generate, "train": train, "toyworld": toyworld}[sys.argv[1] if len(sys.argv) > 1 else "generate"]()
