@@ -34,7 +34,7 @@ TARGETS = {"gke": ".yaml", "queued-resources": ".sh", "slurm": ".sh"}
 SUBMIT = {"gke": ["kubectl", "apply", "-f", "-"], "queued-resources": ["bash", "-s"], "slurm": ["sbatch"]}
 NEEDS = {"gke": ("image",), "queued-resources": ("image", "zone"), "slurm": ()}
 MOUNT = "/mnt/runs"  # where the bucket of --workdir is seen
-MADE = b"Written by\n#   dit-video "  # as every template begins
+MADE = b"Written by\n#   dit-video"  # as every template begins
 
 Value = str | int | None | Sequence[str]
 
