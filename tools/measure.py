@@ -116,8 +116,10 @@ def toyworld(count: int = 96) -> None:
     line = ["eval", "--suite", "toyworld", "--prompts", "plain", "--count", str(count), "--seeds", "0", "--free", "0"]
     with tempfile.TemporaryDirectory() as folder:
         report, _ = command(*line, "--out", "report", cwd=Path(folder))
-    kept = {name: report[name] for name in ("scores", "splits", "reference", "values")}
-    store("toyworld", made_by=f"dit-video {' '.join(line)}", **kept)
+    splits, reference = report["splits"], report["reference"]
+    kept = {"scores": report["scores"], "splits": {"template": splits["template"]}, "values": report["values"]}
+    kept["reference"] = {name: reference[name] for name in ("renders", "shuffled")}
+    store("toyworld", made_by="python tools/measure.py toyworld", **kept)
 
 
 if __name__ == "__main__":
