@@ -1,6 +1,7 @@
 """An export is run as its user would, and what it makes is compared."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -70,9 +71,8 @@ def test_last_words(out):
 
 def test_a_folder_and_an_interpreter_relative_to_here(out, monkeypatch):
     monkeypatch.chdir(out.parent)
-    Path("python").symlink_to(sys.executable)
     sizes = ["--num_frames=5", "--height=4", "--width=6"]
-    assert run_export("./python", Path("out"), ["abc"], 0, sizes)[0].max() == 3
+    assert run_export(os.path.relpath(sys.executable), Path("out"), ["abc"], 0, sizes)[0].max() == 3
 
 
 def test_one_colour_apart_is_a_pixel_apart():
