@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dit_video.core.files import replacing
 from dit_video.core.log import log
 
 
@@ -77,9 +77,8 @@ class MetricsLog:
                 row = _row(line)
                 if row is not None and row["step"] <= (told if "loss" in row else step):
                     kept.append(line + "\n")
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(kept))
-            os.replace(partial, self.path)
+            with replacing(self.path) as partial:
+                partial.write_text("".join(kept))
         self.file = io.FileIO(self.path, "a")
         self.board.hide_from(step + 1)
 

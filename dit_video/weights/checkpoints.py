@@ -22,6 +22,7 @@ from jaxtyping import Array, UInt32
 
 from dit_video.core.config import from_dict, to_dict
 from dit_video.core.errors import BadInput, DitVideoError, MissingError, Partial
+from dit_video.core.files import replacing
 from dit_video.core.log import log
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
@@ -239,9 +240,8 @@ class Run:
 
     def save_experiment(self, experiment: Any) -> None:
         text = json.dumps(to_dict(experiment), indent=1)
-        temporary = self.path / "experiment.json.partial"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.path / "experiment.json")
+        with replacing(self.path / "experiment.json") as partial:
+            partial.write_text(text + "\n")
 
     def experiment(self) -> dict[str, Any] | None:
         """The plain data of experiment.json, or None for a new run. Raises `BadInput` when it cannot be read."""
