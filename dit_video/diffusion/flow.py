@@ -28,16 +28,21 @@ class RectifiedFlow:
 
     `shift` reaches training through `sample_time` and sampling through the schedule, so that both see one path.
     `mean` and `std` belong to the logit-normal distribution, before the shift; a mean above 0 leans towards noise.
+    `least`: below this time a velocity's error counts by (t / least)^2, as the error that it makes in the data. Late
+    in sampling that is small, and a model that puts out data would spend itself on it.
     """
 
     shift: float = 3.0
     time: Literal["logit_normal", "uniform"] = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.shift > 0 or not self.std > 0:
             raise BadInput(f"RectifiedFlow: shift={self.shift} and std={self.std} must be above zero.")
+        if not 0 <= self.least < 1:
+            raise BadInput(f"RectifiedFlow: least={self.least} must be in [0, 1).")
         if self.time not in ("logit_normal", "uniform"):
             raise BadInput(f"RectifiedFlow: time={self.time!r} is unknown. Use logit_normal or uniform.")
 
@@ -66,12 +71,14 @@ def training_time(t: Float[Array, "B"], known: Bool[Array, "B T H W"]) -> Time:
     return Time(jnp.stack([t, jnp.zeros_like(t)], axis=1), known.astype(jnp.int32))
 
 
-def flow_loss(predicted: Latent, target: Latent, time: Time) -> Float[Array, ""]:
-    """Mean squared error over all positions of the batch, where known ones count as zero.
+def flow_loss(predicted: Latent, target: Latent, time: Time, least: float = 0.0) -> Float[Array, ""]:
+    """Mean squared error over all positions of the batch, where known ones count as zero; `least` as `RectifiedFlow`'s.
 
     A weight depends on its own position's time alone. Nothing is divided by how much of a batch is unknown, so the
     loss of a batch is the mean of the losses of its parts, whatever the mesh or the accumulation.
     """
-    unknown = time.field(predicted.shape) > 0
+    t = time.field(predicted.shape)
     error = jnp.square(predicted.astype(jnp.float32) - target.astype(jnp.float32))
-    return jnp.mean(jnp.where(unknown, error, 0.0))
+    if least:
+        error = error * jnp.square(jnp.minimum(t / least, 1.0))
+    return jnp.mean(jnp.where(t > 0, error, 0.0))

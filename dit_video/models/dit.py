@@ -32,6 +32,7 @@ from dit_video.nn.splash import KEPT
 
 TIME_SCALE = 1000.0  # the model wants time in 0..1000, everything else counts it in 0..1
 MASKED = -1e30
+SMALLEST_TIME = 1e-3  # that a velocity is made of data with; what is known, at zero, has none
 
 _REMAT = {
     "none": None,
@@ -61,6 +62,9 @@ class DiTConfig:
     ] = ()  # after which the control branch adds a hint (VACE); the branch has as many blocks
     vace_channels: int = 96  # of control latents
     patch: tuple[int, int, int] = (1, 2, 2)
+    # What the head puts out. Noise has as many dimensions as a patch, data has few: a narrow model that puts out data
+    # need not carry the noise through (Li and He 2025, arXiv 2511.13720). The velocity follows from it.
+    predicts: str = "velocity"  # velocity | data
     eps: float = 1e-6
     cross_attn_norm: bool = True
     rope_theta: float = 1e4
@@ -79,6 +83,8 @@ class DiTConfig:
             raise BadInput(f"attention={self.attention!r}: choose one of {', '.join(BACKENDS)}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise BadInput(f"dtype={self.dtype!r}: choose float32, bfloat16 or float16")
+        if self.predicts not in ("velocity", "data"):
+            raise BadInput(f"predicts={self.predicts!r}: choose velocity or data")
         if self.image_len and not self.image_dim:
             raise BadInput(f"image_len={self.image_len} without image_dim: there are no image tokens to place")
         if list(self.vace_layers) != sorted(set(self.vace_layers) & set(range(self.depth))):
@@ -380,8 +386,11 @@ class DiT(nnx.Module):
         index = None if index is None else index[:, :L]
         shift, scale = (per_token(embedded + self.table[i], index) for i in range(2))
         h = (layer_norm(h, cfg.eps) * (1 + scale) + shift).astype(cfg.dtype)
-        out = self.head(h).astype(x.dtype).reshape(B, *grid, -1)
-        return unpatchify(out, cfg.patch)
+        out = unpatchify(self.head(h).astype(x.dtype).reshape(B, *grid, -1), cfg.patch)
+        if cfg.predicts == "velocity":
+            return out
+        t = jnp.maximum(time.field(x.shape), SMALLEST_TIME).astype(x.dtype)
+        return (x[..., : cfg.out_channels] - out) / t
 
     def run(self, x, tokens: Tokens, context: Context, control: Control | None) -> Float[Array, "B L D"]:
         graph, layers = nnx.split(self.blocks)

@@ -152,7 +152,7 @@ class Denoise:
         x = self.path.add_noise(data, noise, time.field(data.shape))
         text = modules["text"](batch.ids, batch.length)
         velocity = modules["dit"](x, time, text, batch.extra)
-        return flow_loss(velocity, self.path.velocity_target(data, noise), time), {}
+        return flow_loss(velocity, self.path.velocity_target(data, noise), time, self.path.least), {}
 
     def stream(self, experiment: Experiment, base: Base, held_out: bool) -> "LatentStream":
         reader = experiment.data.open(experiment.buckets, held_out)

@@ -57,6 +57,8 @@ CLASSES["dit_2"] = CLASSES["dit"]
 DTYPES = {str(kind): kind for kind in STORED_DTYPES.values()}
 # The fields of DiTConfig that are constants in diffusers.
 DIT_CONSTANTS = ("text_len", "rope_theta")
+# What the denoiser puts out -> what a scheduler of diffusers calls it.
+PREDICTIONS = {"velocity": "flow_prediction", "data": "sample"}
 
 
 # Config -> the name table of the reference's class, and the reference's config there and back.
@@ -163,7 +165,10 @@ def _write(model: Model, folder: Path, dtypes: Mapping[str, str], shard: int) ->
                 "size": {"shortest_edge": model.image.size}}  # fmt: skip
         _dump(folder / "image_processor" / "preprocessor_config.json", _PICTURES | size)
     (folder / "scheduler").mkdir()
-    _dump(folder / "scheduler" / "scheduler_config.json", model.scheduler)
+    scheduler = dict(model.scheduler)
+    if model.dit.predicts != "velocity" or "prediction_type" in scheduler:
+        scheduler["prediction_type"] = PREDICTIONS[model.dit.predicts]
+    _dump(folder / "scheduler" / "scheduler_config.json", scheduler)
     _dump(folder / INDEX, _index(model))
     _dump(folder / MANIFEST, {"sha256": manifest(folder)})
 
@@ -241,6 +246,10 @@ def open_model(name: str | Path | None = None, *, verify: bool = True) -> Model:
     if index.get("boundary_ratio") is not None and "dit_2" not in configs:
         raise BadInput(f"{folder / INDEX}: a boundary_ratio, and no transformer_2 to go on with below it")
     scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
+    kinds = {foreign: ours for ours, foreign in PREDICTIONS.items()}
+    for part in {"dit", "dit_2"} & set(configs):
+        predicts = kinds[scheduler.get("prediction_type", "flow_prediction")]
+        configs[part] = replace(configs[part], predicts=predicts)
     model = Model(
         **configs,
         params={part: open_part(folder / PARTS[part][0], cfg) for part, cfg in configs.items()},
@@ -309,11 +318,11 @@ def _config(folder: Path, part: str) -> Any:
 
 
 def _scheduler(file: Path) -> dict[str, Any]:
-    """Raises `BadInput` for a scheduler of another class, or of another prediction than that of a flow."""
+    """Raises `BadInput` for a scheduler of another class, or of a prediction that is not read."""
     config = read_json(file)
     kind = config.get("_class_name", "UniPCMultistepScheduler")
     if kind not in SOLVERS:
         raise BadInput(f"{file}: {kind!r} is not known; {', '.join(SOLVERS)} are")
-    if config.get("prediction_type", "flow_prediction") != "flow_prediction":
-        raise BadInput(f"{file}: prediction_type {config['prediction_type']!r} is not that of a flow (flow_prediction)")
+    if (said := config.get("prediction_type", "flow_prediction")) not in PREDICTIONS.values():
+        raise BadInput(f"{file}: prediction_type {said!r} is not read; {', '.join(PREDICTIONS.values())} are")
     return config

@@ -73,3 +73,13 @@ def test_loss_ignores_known_positions_and_adds_up_over_batches():
     np.testing.assert_allclose(np.mean(parts), loss, rtol=1e-6)
     everything = flow_loss(predicted, target, Time(time.values[:, :1], None))
     np.testing.assert_allclose(everything, jnp.mean((predicted - target) ** 2), rtol=1e-6)
+
+
+def test_below_least_a_velocity_weighs_as_the_data_that_it_makes():
+    predicted, target = pair()
+    time = Time(jnp.array([[0.1], [0.8]]), None)
+    weighed = flow_loss(predicted, target, time, least=0.4)
+    each = jnp.square(predicted - target).mean((1, 2, 3, 4))
+    np.testing.assert_allclose(weighed, (each[0] * (0.1 / 0.4) ** 2 + each[1]) / 2, rtol=1e-5)
+    with pytest.raises(BadInput, match="least=1"):
+        RectifiedFlow(least=1.0)

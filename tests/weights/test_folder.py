@@ -97,6 +97,17 @@ def test_there_and_back(model, saved):
     assert (halved["blocks"]["up"]["kernel"].dtype, halved["table"].dtype) == (jnp.bfloat16, jnp.float32)
 
 
+def test_what_the_denoiser_puts_out_is_told_by_the_scheduler(model, tmp_path):
+    path = save_model(replace(model, dit=replace(DIT, predicts="data")), tmp_path / "data")
+    file = path / "scheduler/scheduler_config.json"
+    assert json.loads(file.read_text()) == SCHEDULER | {"prediction_type": "sample"}
+    assert load_model(path).dit.predicts == "data"
+    without_manifest(path)
+    file.write_text(json.dumps(SCHEDULER | {"prediction_type": "epsilon"}))
+    with pytest.raises(BadInput, match="epsilon"):
+        load_model(path)
+
+
 def test_the_layout_is_that_of_diffusers(saved):
     files = {file.relative_to(saved).as_posix() for file in saved.rglob("*") if file.is_file()}
     assert files == {
@@ -321,6 +332,24 @@ class TestDiffusers:
         np.testing.assert_allclose(
             vae.normalize(mean), (mean - np.array(VAE.latents_mean)) / np.array(VAE.latents_std), atol=1e-5
         )
+
+    def test_the_same_frames_of_a_model_that_puts_out_data(self, model, tmp_path):
+        torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+        from dit_video.generate.pipeline import VideoPipeline
+
+        path = save_model(replace(model, dit=replace(DIT, predicts="data")), tmp_path / "data")
+        pipe = diffusers.WanPipeline.from_pretrained(path)
+        pipe.set_progress_bar_config(disable=True)
+        noise = np.random.default_rng(4).standard_normal((1, 2, 2, 4, 6)).astype(np.float32)
+        ours = VideoPipeline.from_pretrained(path, dtype="float32")(
+            ["a red circle"], height=16, width=32, num_frames=5, num_inference_steps=6, guidance_scale=3.5, latents=noise
+        ).frames
+        theirs = pipe(
+            "a red circle", height=16, width=32, num_frames=5, num_inference_steps=6, guidance_scale=3.5,
+            latents=torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy()), output_type="np",
+        ).frames  # fmt: skip
+        assert theirs.std() > 0.02
+        assert np.abs(np.stack(ours).astype(np.float32) - 255 * theirs).max() <= 2.0
 
     def test_it_runs(self, pipe):
         pipe.set_progress_bar_config(disable=True)
