@@ -68,6 +68,18 @@ def check_trainable(start: Model, name: str) -> None:
         )
 
 
+def check_meaning(dit: DiTConfig, start: DiTConfig, name: str) -> None:
+    """Raises BadInput where weights of one shape would mean another thing in `dit` than they do in the model `start`."""
+    fields = ("heads", "head_dim", "patch", "predicts", "text_len", "rope_theta", "eps")
+    differ = [key for key in fields if getattr(dit, key) != getattr(start, key)]
+    if differ:
+        theirs = " ".join(f"--objective.dit.{key} {getattr(start, key)}" for key in differ)
+        raise BadInput(
+            f"objective.dit has another {' and '.join(differ)} than {name}, whose weights would mean another thing in "
+            f"it: take its own ({theirs}), or start without --init"
+        )
+
+
 @dataclass(frozen=True)
 class Denoise:
     """Joint training of the denoiser and the text encoder on latents of a frozen VAE.
@@ -109,6 +121,8 @@ class Denoise:
         dit, text = dit or run.resolved("dit"), text or run.resolved("text")
         if dit is None or text is None:
             raise BadInput("objective.dit and objective.text are empty and there is no --init MODEL to take them from")
+        if start is not None:
+            check_meaning(dit, start.dit, str(experiment.init))
         if dit.text_dim != text.width:
             raise BadInput(
                 f"dit.text_dim={dit.text_dim}, but the text encoder's width is {text.width}: they must agree"

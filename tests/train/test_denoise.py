@@ -78,6 +78,16 @@ def test_sizes_that_do_not_fit(resolved, changes, message):
         objective.resolve(e, run)
 
 
+def test_weights_that_would_mean_another_thing_are_refused(tiny, tmp_path):
+    e = experiment(tiny, tmp_path, init=str(save_model(tiny, tmp_path / "model")))
+    run = Run(tmp_path / "run")
+    run.create()
+    assert e.objective.resolve(e, run)[1].start is not None
+    changed = dataclasses.replace(e.objective, dit=dataclasses.replace(tiny.dit, predicts="data", rope_theta=50.0))
+    with pytest.raises(BadInput, match="another predicts and rope_theta than .*--objective.dit.predicts velocity"):
+        changed.resolve(e, run)
+
+
 def test_batches_are_the_vaes_latents_of_the_clips_and_resume_alike(resolved, tiny):
     e, base, _ = resolved
     objective = dataclasses.replace(
