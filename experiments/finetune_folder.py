@@ -18,7 +18,7 @@ from dit_video.train.optim import Optimizer
 
 EXPERIMENT = Experiment(
     objective=Denoise(
-        path=RectifiedFlow(shift=3.0),
+        path=RectifiedFlow(shift=3.0, least=0.4),
         conditions=Conditions(),
         crops=(Crop(5, 0.9), Crop(1, 0.1)),
         pool=Pool(clips=256, reuse=8.0),
@@ -33,6 +33,7 @@ EXPERIMENT = Experiment(
     optimizer=Optimizer(kind="adamw", lr=2e-4, warmup=20, decay_part=0.5),
     steps=500,
     batch=16,
+    cores=True,
     ema=(0.95, 0.99),
     init="board",
     checkpoint_every=100,

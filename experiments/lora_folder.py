@@ -19,7 +19,7 @@ from dit_video.train.optim import Optimizer
 EXPERIMENT = Experiment(
     objective=FineTune(
         denoise=Denoise(
-            path=RectifiedFlow(shift=3.0),
+            path=RectifiedFlow(shift=3.0, least=0.4),
             conditions=Conditions(),
             crops=(Crop(5, 0.9), Crop(1, 0.1)),
             pool=Pool(clips=256, reuse=8.0),

@@ -39,6 +39,7 @@ EXPERIMENT = Experiment(
     optimizer=Optimizer(kind="muon", lr=2e-3, adam_lr=1e-3, warmup=100, decay_part=0.5),
     steps=4000,
     batch=32,
+    cores=True,
     ema=(0.99, 0.998),
     prompts=(
         "a red circle moves right",

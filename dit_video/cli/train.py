@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from dit_video.cli.generate import prepare_jax
     from dit_video.core.cluster import join_cluster
     from dit_video.core.config import load_experiment, override
+    from dit_video.core.cores import one_device_a_core
     from dit_video.core.errors import BadInput
 
     experiment = load_experiment(args.experiment)
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         changes |= {f"objective.{name}.dtype": args.dtype for name in parts}
     experiment = override(experiment, changes)
     workdir = Path(args.workdir or Path("runs") / Path(args.experiment).stem)
-    join_cluster(args.wait)
+    if join_cluster(args.wait) is None and experiment.cores:
+        one_device_a_core(args.device, experiment.fits)
     prepare_jax(args.device)
 
     from dit_video.train.loop import train

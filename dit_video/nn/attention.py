@@ -2,8 +2,9 @@
 
 Nothing here asks which device is present: a machine that plans or exports for another must get that one's back end.
 On a mesh every device computes whole rows of some heads. Where tokens are split (the context axis), an all-to-all
-brings all tokens of a part of the heads to each device and another one takes the result back (Ulysses, 2309.14509);
-where the heads do not divide, each device keeps its queries and gathers keys and values.
+brings all tokens of a part of the heads to each device and another one takes the result back (Ulysses, 2309.14509).
+Where the heads do not divide, each device keeps its queries: keys and values go round (`nn.ring`), or, for the kernels,
+which want whole rows, are gathered.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float
 
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import Axis, Rules, fits, ways
+from dit_video.nn.ring import ring
 from dit_video.nn.splash import splash
 
 Heads = Float[Array, "B L n K"]
@@ -55,6 +57,8 @@ def cudnn(q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None, scale: f
     return jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation="cudnn")
 
 
+RINGS = ("xla", "chunked")  # whose keys and values go round where heads do not divide
+
 BACKENDS: dict[str, Callable[..., Heads]] = {
     "xla": plain,
     "chunked": chunked,
@@ -85,13 +89,17 @@ def attention(
     """
     if backend not in BACKENDS:
         raise BadInput(f"attention={backend!r}: there is no such back end. There are: {', '.join(sorted(BACKENDS))}.")
-    one = partial(BACKENDS[backend], scale=q.shape[-1] ** -0.5 if scale is None else scale)
-    mesh = jax.sharding.get_abstract_mesh()
-    return one(q, k, v, bias) if rules is None or mesh.empty else _on_mesh(one, q, k, v, bias, mesh, rules, keys)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    one, mesh = partial(BACKENDS[backend], scale=scale), jax.sharding.get_abstract_mesh()
+    if rules is None or mesh.empty:
+        return one(q, k, v, bias)
+    around = partial(ring, scale=scale) if backend in RINGS and bias is None else None
+    return _on_mesh(one, around, q, k, v, bias, mesh, rules, keys)
 
 
 def _on_mesh(
-    one: Callable[..., Heads], q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None,
+    one: Callable[..., Heads], around: Callable[..., Heads] | None,
+    q: Heads, k: Keys, v: Keys, bias: Float[Array, "B S"] | None,
     mesh: AbstractMesh, rules: Rules, keys: str | None,
 ) -> Heads:  # fmt: skip
     queries = fits(rules("batch", "tokens", "heads", None), q.shape, mesh)
@@ -102,6 +110,8 @@ def _on_mesh(
         if tokens is None:
             return one(q, k, v, bias)
         if q.shape[2] % ways(tokens, mesh):
+            if around is not None:
+                return around(q, k, v, axis=tokens)
             k, v = (jax.lax.all_gather(x, tokens, axis=1, tiled=True) for x in (k, v))
             return one(q, k, v, bias)
         q, k, v = (jax.lax.all_to_all(x, tokens, 2, 1, tiled=True) for x in (q, k, v))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
@@ -28,6 +30,8 @@ from dit_video.weights.checkpoints import Run, load_tokenizer, load_vae, schedul
 from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import Defaults, Model
+
+LEAST = 0.05  # of `RectifiedFlow.least` where data is put out, or errors at time zero would weigh without bound
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,8 @@ class Denoise:
         x = self.path.add_noise(data, noise, time.field(data.shape))
         text = modules["text"](batch.ids, batch.length)
         velocity = modules["dit"](x, time, text, batch.extra)
-        return flow_loss(velocity, self.path.velocity_target(data, noise), time, self.path.least), {}
+        least = max(self.path.least, LEAST) if self.dit.predicts == "data" else self.path.least
+        return flow_loss(velocity, self.path.velocity_target(data, noise), time, least), {}
 
     def stream(self, experiment: Experiment, base: Base, held_out: bool) -> "LatentStream":
         reader = experiment.data.open(experiment.buckets, held_out)
@@ -234,8 +239,12 @@ class LatentStream:
             )
         else:
             self.graph = nnx.split(nnx.eval_shape(lambda: VAE(base.vae, rngs=nnx.Rngs(0))), nnx.Param)[0]
-            # Encoding runs on this process's first device: a pool belongs to its process.
-            self.params = jax.device_put(base.vae_params, jax.local_devices()[0])
+            # Encoding runs on this process's devices: a pool belongs to its process.
+            local = jax.local_devices()
+            local = local if pool.chunk % len(local) == 0 else local[:1]
+            mesh = jax.make_mesh((len(local),), ("clips",), axis_types=(AxisType.Auto,), devices=local)
+            self.split = NamedSharding(mesh, P("clips"))
+            self.params = jax.device_put(base.vae_params, NamedSharding(mesh, P()))
             self.pool = PoolStream(
                 reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, log.debug
             )
@@ -262,6 +271,7 @@ class LatentStream:
         return assemble(samples, rng, self.mix, slots, self.eos, rows)
 
     def _encode(self, arrays: Any, bucket: int, numbers: np.ndarray) -> tuple[Any, Any]:
+        arrays, numbers = jax.device_put((arrays, numbers), self.split)
         encoded = encode_clips(self.graph, self.params, arrays, bucket, self.reader, numbers)
         clips, pictures = (self._normalise(np.asarray(mean)) for mean, _ in encoded)
         return clips, pictures

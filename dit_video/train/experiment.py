@@ -88,6 +88,7 @@ class Experiment:
     prompts: tuple[str, ...] = ()  # what the samples show
     log_every: int = 20
     hang_after: float = 3600.0  # seconds without a batch, step or save that end a process with 124; 0: never
+    cores: bool = False  # on a CPU, `dit-video train` makes each core a device: faster for a small model
     mesh: MeshShape = MeshShape()
     rules: Rules = Rules()
 
@@ -112,3 +113,13 @@ class Experiment:
         for bucket in self.buckets:
             bucket.check()
         return self
+
+    def fits(self, devices: int) -> bool:
+        """Whether the mesh and the batch can be had on so many devices."""
+        from dit_video.core.errors import BadInput
+
+        try:
+            data, fsdp, _, _ = self.mesh.resolve(devices)
+        except BadInput:
+            return False
+        return self.batch % (self.accumulate * data * fsdp) == 0

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import MeshShape, Rules, make_mesh
 from dit_video.nn import attention as door
-from dit_video.nn.attention import BACKENDS, attention
+from dit_video.nn.attention import BACKENDS, RINGS, attention
+from dit_video.nn.ring import ring
 from dit_video.nn.splash import splash, tile, with_bias
 
 HERE = ["chunked", "splash", "xla"]  # what a CPU can compute
@@ -131,10 +134,12 @@ def test_a_bias_survives_a_short_dtype():
     assert float(logits[0, 0, 1]) < -1e29
 
 
-@pytest.mark.parametrize("heads, collective", [(4, "all_to_all"), (3, "all_gather")])
+@pytest.mark.parametrize("heads", [4, 3])
 @pytest.mark.parametrize("backend", HERE)
-def test_split_tokens_see_all_tokens(backend, heads, collective):
-    """Tokens over four devices: all-to-all over heads, or, where heads do not divide, keys and values gathered."""
+def test_split_tokens_see_all_tokens(backend, heads):
+    """Tokens over four devices: all-to-all over heads, or, where heads do not divide, keys and values that go round
+    or, for the kernels, are gathered."""
+    collective = "all_to_all" if heads == 4 else "ppermute" if backend in RINGS else "all_gather"
     q, k, v, _ = inputs(L=48, S=48, n=heads)
     context = inputs(S=5, n=heads)[1:]
     mesh = make_mesh(MeshShape(data=1, fsdp=2, context=4), jax.devices()[:8])
@@ -149,10 +154,32 @@ def test_split_tokens_see_all_tokens(backend, heads, collective):
     step = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), static_argnums=(4, 5))
     want = step(q, k, v, context, "xla", None)
     with jax.set_mesh(mesh):
-        assert collective in str(jax.make_jaxpr(step, static_argnums=(4, 5))(q, k, v, context, backend, Rules()))
+        program = str(jax.make_jaxpr(step, static_argnums=(4, 5))(q, k, v, context, backend, Rules()))
+        assert [name for name in ("all_to_all", "ppermute", "all_gather") if f"{name}[" in program] == [collective]
         got = step(q, k, v, context, backend, Rules())
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_a_ring_takes_queries_in_chunks_and_holds_two_parts_of_the_keys():
+    """Ten tokens a device, four at a time: values and gradients are those of a plain softmax, and nothing is
+    gathered in the compiled program."""
+    q, k, v, _ = inputs(L=80, S=80)
+    mesh = make_mesh(MeshShape(data=1, context=8), jax.devices()[:8])
+    tokens = P(None, "context")
+    around = jax.shard_map(partial(ring, scale=8**-0.5, axis="context", rows=4), mesh=mesh, in_specs=(tokens,) * 3,
+                           out_specs=tokens, check_vma=False)  # fmt: skip
+
+    def loss(attend, q, k, v):
+        return jnp.sum(jnp.sin(attend(q, k, v)))
+
+    split = [jax.device_put(x, NamedSharding(mesh, tokens)) for x in (q, k, v)]
+    step = jax.jit(jax.value_and_grad(partial(loss, around), (0, 1, 2))).lower(*split).compile()
+    assert "collective-permute" in step.as_text()
+    assert "all-gather" not in step.as_text()
+    want = jax.value_and_grad(partial(loss, partial(attention, backend="xla")), (0, 1, 2))(q, k, v)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(step(*split)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=2e-6)
 
 
 def test_cudnn_is_lowered_for_a_gpu_on_a_machine_without_one(monkeypatch):
