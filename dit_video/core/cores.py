@@ -17,10 +17,11 @@ MOST = 16  # each device holds all of the weights and of the optimizer
 def one_device_a_core(wanted: str, fits: Callable[[int], bool]) -> int:
     """Tells JAX, before it meets its devices, to make each core one. Returns how many there will be.
 
-    wanted: `auto`, `cpu`, `gpu` or `tpu`. As many cores are taken as `fits` says yes to. Nothing changes (1) where there
-    may be another device than a CPU, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many there are.
+    wanted: `auto`, `cpu`, `gpu` or `tpu`. As many cores are taken as `fits` says yes to. Nothing changes (1) where
+    there may be another device than a CPU, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many there are.
     """
-    if not only_a_cpu(wanted) or "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", ""):
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or not only_a_cpu(wanted):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = next((n for n in range(min(cores, MOST), 1, -1) if fits(n)), 1)

@@ -73,7 +73,7 @@ def check_trainable(start: Model, name: str) -> None:
 
 
 def check_meaning(dit: DiTConfig, start: DiTConfig, name: str) -> None:
-    """Raises BadInput where weights of one shape would mean another thing in `dit` than they do in the model `start`."""
+    """Raises BadInput where the weights of the model `start` would mean another thing in `dit`."""
     fields = ("heads", "head_dim", "patch", "predicts", "text_len", "rope_theta", "eps")
     differ = [key for key in fields if getattr(dit, key) != getattr(start, key)]
     if differ:

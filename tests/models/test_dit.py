@@ -66,7 +66,9 @@ def test_a_model_that_puts_out_data_gives_the_velocity(run):
     velocity = run(x, time, text, cfg=replace(CFG, predicts="data"))
     t = np.asarray(time.values)[:, :, None, None, None]
     np.testing.assert_allclose(velocity, (np.asarray(x) - data) / t, rtol=1e-5, atol=1e-5)
-    known = Time(jnp.concatenate([time.values, jnp.zeros((2, 1))], 1), jnp.zeros(x.shape[:4], jnp.int32).at[:, 0].set(1))
+    known = Time(
+        jnp.concatenate([time.values, jnp.zeros((2, 1))], 1), jnp.zeros(x.shape[:4], jnp.int32).at[:, 0].set(1)
+    )
     assert np.isfinite(run(x, known, text, cfg=replace(CFG, predicts="data"))).all()
 
 

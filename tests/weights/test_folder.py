@@ -342,7 +342,13 @@ class TestDiffusers:
         pipe.set_progress_bar_config(disable=True)
         noise = np.random.default_rng(4).standard_normal((1, 2, 2, 4, 6)).astype(np.float32)
         ours = VideoPipeline.from_pretrained(path, dtype="float32")(
-            ["a red circle"], height=16, width=32, num_frames=5, num_inference_steps=6, guidance_scale=3.5, latents=noise
+            ["a red circle"],
+            height=16,
+            width=32,
+            num_frames=5,
+            num_inference_steps=6,
+            guidance_scale=3.5,
+            latents=noise,
         ).frames
         theirs = pipe(
             "a red circle", height=16, width=32, num_frames=5, num_inference_steps=6, guidance_scale=3.5,
