@@ -3,6 +3,7 @@
     python tools/measure.py generate   # from a cold process to the file: with an empty compile cache, and again
     python tools/measure.py train      # steps of the toyworld experiment, and what part of the measured peak they are
     python tools/measure.py toyworld   # 96 plain prompts, made with the weights on board and judged
+    python tools/measure.py image      # the same from a given first frame: is it kept, and is the prompt followed
 
 Needs the package installed, and a machine with nothing else to do.
 """
@@ -122,5 +123,30 @@ def toyworld(count: int = 96) -> None:
     store("toyworld", made_by="python tools/measure.py toyworld", **kept)
 
 
+def image(count: int = 96) -> None:
+    import numpy as np
+
+    from dit_video import VideoPipeline
+    from dit_video.data.toyworld.render import pack, render_batch, to_uint8
+    from dit_video.evals.measure import measure
+    from dit_video.evals.prompts import suite
+    from dit_video.evals.score import score
+
+    asked, pipe = suite(count, "plain"), VideoPipeline.from_pretrained()
+    given = [to_uint8(np.asarray(render_batch(pack([one.scene]), 1, 64, 64)))[0, 0] for one in asked]
+    clips = [pipe(one.prompt, image=first, seed=0).frames[0] for one, first in zip(asked, given, strict=True)]
+    error = [np.mean(np.square(clip[0] / 255.0 - first / 255.0)) for clip, first in zip(clips, given, strict=True)]
+    decibels = -10 * np.log10(np.asarray(error))
+    scores = score([measure(clip) for clip in clips], asked)["scores"]
+    rows: list[list[Any]] = [
+        ["PSNR of the first frame, dB: mean", float(decibels.mean())],
+        ["the worst", float(decibels.min())],
+        *([f"{name} as asked", f"{100 * scores[name]['value']:.0f} %"] for name in ("colour", "shape", "motion")),
+    ]
+    columns = [f"{count} plain prompts, the first frame of a render given", ""]
+    store("image", made_by="python tools/measure.py image", columns=columns, rows=rows)
+
+
 if __name__ == "__main__":
-    {"generate": generate, "train": train, "toyworld": toyworld}[sys.argv[1] if len(sys.argv) > 1 else "generate"]()
+    what = sys.argv[1] if len(sys.argv) > 1 else "generate"
+    {"generate": generate, "train": train, "toyworld": toyworld, "image": image}[what]()
