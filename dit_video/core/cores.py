@@ -18,7 +18,8 @@ def one_device_a_core(wanted: str, fits: Callable[[int], bool]) -> int:
     """Tells JAX, before it meets its devices, to make each core one. Returns how many there will be.
 
     wanted: `auto`, `cpu`, `gpu` or `tpu`. As many cores are taken as `fits` says yes to. Nothing changes (1) where
-    there may be another device than a CPU, and where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many there are.
+    there may be another device than a CPU, where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many there are, and where JAX
+    has met its devices already.
     """
     told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
     if told or not only_a_cpu(wanted):
@@ -28,10 +29,13 @@ def one_device_a_core(wanted: str, fits: Callable[[int], bool]) -> int:
     if count > 1:
         import jax
 
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError:  # it has met them: this is not the process's first work
+            return 1
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
         # Devices wait for one another in threads of a pool; with one thread a core they could all be waiting.
         os.environ.setdefault("NPROC", str(2 * count))
-        jax.config.update("jax_num_cpu_devices", count)
         # Two programs in flight could each have half of the threads and wait for the other half.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
         log.debug("%d CPU devices of one thread each", count)

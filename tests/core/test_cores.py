@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dit_video.core.cores import one_device_a_core, only_a_cpu
@@ -61,6 +62,12 @@ def test_what_was_told_already_stands(bare, monkeypatch, env):
     before = dict(os.environ)
     assert one_device_a_core("cpu", lambda n: True) == 1
     assert dict(os.environ) == before
+
+
+def test_a_process_that_has_devices_keeps_them(bare, monkeypatch):
+    before, count = dict(os.environ), jax.device_count()
+    assert one_device_a_core("cpu", lambda n: True) == 1
+    assert (dict(os.environ), jax.device_count()) == (before, count)
 
 
 def test_no_more_devices_than_divide_the_work(bare):
