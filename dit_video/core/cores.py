@@ -18,17 +18,17 @@ def one_device_a_core(wanted: str, fits: Callable[[int], bool]) -> int:
     """Tells JAX, before it meets its devices, to make each core one. Returns how many there will be.
 
     wanted: `auto`, `cpu`, `gpu` or `tpu`. As many cores are taken as `fits` says yes to. Nothing changes (1) where
-    there may be another device than a CPU, where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many there are, and where JAX
-    has met its devices already.
+    there may be another device than a CPU, where JAX was told how many there are (JAX_NUM_CPU_DEVICES, its config,
+    XLA_FLAGS), and where it has met them already.
     """
-    told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
+    import jax
+
+    told = jax.config.jax_num_cpu_devices > 0 or "device_count" in os.environ.get("XLA_FLAGS", "")
     if told or not only_a_cpu(wanted):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = next((n for n in range(min(cores, MOST), 1, -1) if fits(n)), 1)
     if count > 1:
-        import jax
-
         try:
             jax.config.update("jax_num_cpu_devices", count)
         except RuntimeError:  # it has met them: this is not the process's first work
