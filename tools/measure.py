@@ -130,17 +130,17 @@ def image(count: int = 96) -> None:
     from dit_video.data.toyworld.render import pack, render_batch, to_uint8
     from dit_video.evals.measure import measure
     from dit_video.evals.prompts import suite
+    from dit_video.evals.reconstruction import psnr
     from dit_video.evals.score import score
 
     asked, pipe = suite(count, "plain"), VideoPipeline.from_pretrained()
     given = [to_uint8(np.asarray(render_batch(pack([one.scene]), 1, 64, 64)))[0, 0] for one in asked]
     clips = [pipe(one.prompt, image=first, seed=0).frames[0] for one, first in zip(asked, given, strict=True)]
-    error = [np.mean(np.square(clip[0] / 255.0 - first / 255.0)) for clip, first in zip(clips, given, strict=True)]
-    decibels = -10 * np.log10(np.asarray(error))
+    decibels = [psnr(clip[0], first) for clip, first in zip(clips, given, strict=True)]
     scores = score([measure(clip) for clip in clips], asked)["scores"]
     rows: list[list[Any]] = [
-        ["PSNR of the first frame, dB: mean", float(decibels.mean())],
-        ["the worst", float(decibels.min())],
+        ["PSNR of the first frame, dB: mean", float(np.mean(decibels))],
+        ["the worst", float(min(decibels))],
         *([f"{name} as asked", f"{100 * scores[name]['value']:.0f} %"] for name in ("colour", "shape", "motion")),
     ]
     columns = [f"{count} plain prompts, the first frame of a render given", ""]

@@ -58,6 +58,10 @@ class MeshShape:
             raise BadInput(f"mesh {self} wants {fixed} devices, there are {devices}. Set one axis to -1.")
         return tuple(sizes)
 
+    def abstract(self, devices: int) -> AbstractMesh:
+        """The mesh over a number of devices without any. Raises as `resolve`."""
+        return AbstractMesh(self.resolve(devices), tuple(f.name for f in fields(self)))
+
 
 def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     """A mesh with Auto axes (data, fsdp, context, tensor) over `devices` (default: all)."""

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from dit_video.core.mesh import MeshShape, Rules
+from dit_video.core.mesh import MeshShape, Rules, ways
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Source
 from dit_video.train.optim import Optimizer
@@ -119,7 +119,7 @@ class Experiment:
         from dit_video.core.errors import BadInput
 
         try:
-            data, fsdp, _, _ = self.mesh.resolve(devices)
+            mesh = self.mesh.abstract(devices)
         except BadInput:
             return False
-        return self.batch % (self.accumulate * data * fsdp) == 0
+        return self.batch % (self.accumulate * ways(self.rules.batch, mesh)) == 0

@@ -246,9 +246,9 @@ def open_model(name: str | Path | None = None, *, verify: bool = True) -> Model:
     if index.get("boundary_ratio") is not None and "dit_2" not in configs:
         raise BadInput(f"{folder / INDEX}: a boundary_ratio, and no transformer_2 to go on with below it")
     scheduler = _scheduler(folder / "scheduler" / "scheduler_config.json")
-    kinds = {foreign: ours for ours, foreign in PREDICTIONS.items()}
+    said = scheduler.get("prediction_type", "flow_prediction")
+    predicts = next(ours for ours, foreign in PREDICTIONS.items() if foreign == said)
     for part in {"dit", "dit_2"} & set(configs):
-        predicts = kinds[scheduler.get("prediction_type", "flow_prediction")]
         configs[part] = replace(configs[part], predicts=predicts)
     model = Model(
         **configs,

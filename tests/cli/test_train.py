@@ -41,6 +41,22 @@ def test_the_folder_is_named_after_the_experiment(called, capsys):
     assert capsys.readouterr().out == "runs/finetune_folder\n"
 
 
+def test_each_core_is_a_device_where_the_experiment_says_so_and_nobody_else_runs(called, monkeypatch):
+    asked, alone = [], [True]
+    monkeypatch.setattr("dit_video.core.cores.one_device_a_core", lambda device, fits: asked.append((device, fits)))
+    monkeypatch.setattr("dit_video.core.cluster.join_cluster", lambda wait: None if alone[0] else "a cluster")
+    assert main(["train", "toyworld", "--device", "cpu", "--batch", "6"]) == 0
+    ((device, fits),) = asked
+    assert (device, [n for n in range(1, 7) if fits(n)]) == ("cpu", [1, 2, 3, 6])
+    assert main(["train", "toyworld", "--cores", "false"]) == 0
+    assert main(["train", "toyworld_vae"]) == 0
+    alone[0] = False
+    assert main(["train", "toyworld"]) == 0
+    assert len(asked) == 1
+    assert main(["train", "toyworld", "--mesh.data", "2", "--batch", "8", "--accumulate", "2"]) == 0
+    assert [n for n in (1, 2, 4) if called[-1][0].fits(n)] == [2]
+
+
 def test_dtype_is_that_of_the_computation(called):
     assert main(["train", "toyworld", "--dtype", "bfloat16"]) == 0
     objective = called[0][0].objective

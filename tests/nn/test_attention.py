@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import MeshShape, Rules, make_mesh
 from dit_video.nn import attention as door
-from dit_video.nn.attention import BACKENDS, RINGS, attention
+from dit_video.nn.attention import BACKENDS, attention
 from dit_video.nn.ring import ring
 from dit_video.nn.splash import splash, tile, with_bias
 
@@ -139,7 +139,7 @@ def test_a_bias_survives_a_short_dtype():
 def test_split_tokens_see_all_tokens(backend, heads):
     """Tokens over four devices: all-to-all over heads, or, where heads do not divide, keys and values that go round
     or, for the kernels, are gathered."""
-    collective = "all_to_all" if heads == 4 else "ppermute" if backend in RINGS else "all_gather"
+    collective = "all_to_all" if heads == 4 else "all_gather" if backend == "splash" else "ppermute"
     q, k, v, _ = inputs(L=48, S=48, n=heads)
     context = inputs(S=5, n=heads)[1:]
     mesh = make_mesh(MeshShape(data=1, fsdp=2, context=4), jax.devices()[:8])

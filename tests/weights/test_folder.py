@@ -342,14 +342,9 @@ class TestDiffusers:
         pipe.set_progress_bar_config(disable=True)
         noise = np.random.default_rng(4).standard_normal((1, 2, 2, 4, 6)).astype(np.float32)
         ours = VideoPipeline.from_pretrained(path, dtype="float32")(
-            ["a red circle"],
-            height=16,
-            width=32,
-            num_frames=5,
-            num_inference_steps=6,
-            guidance_scale=3.5,
+            ["a red circle"], height=16, width=32, num_frames=5, num_inference_steps=6, guidance_scale=3.5,
             latents=noise,
-        ).frames
+        ).frames  # fmt: skip
         theirs = pipe(
             "a red circle", height=16, width=32, num_frames=5, num_inference_steps=6, guidance_scale=3.5,
             latents=torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy()), output_type="np",
