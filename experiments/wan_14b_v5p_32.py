@@ -4,7 +4,8 @@
 
     dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720
     dit-video plan experiments/wan_14b_v5p_32.py
-    dit-video launch wan_14b_v5p_32 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video
+    dit-video launch wan_14b_v5p_32 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
+        --mount gs://BUCKET:/bucket --init /bucket/models/wan14b --data gs://BUCKET/latents
     dit-video train experiments/wan_14b_v5p_32.py --init models/wan14b \
         --data gs://BUCKET/latents --workdir runs/wan14b
 

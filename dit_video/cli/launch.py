@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = None if args.target == "slurm" else choose_slice(args)
     hosts = args.nodes if chosen is None else chosen.hosts * args.slices
     devices = args.nodes * args.gpus if chosen is None else chosen.devices * args.slices
-    check(args, devices, hosts)
+    check(args, devices)
     if args.output is not None:
         check_output(Path(args.output))
     text = render(args.target, values(args, chosen))
@@ -134,20 +134,27 @@ def named_slice(experiment: str, topology: str | None) -> "Slice | None":
     return find_slice(ast.get_docstring(ast.parse(path.read_text())) or "") if path.is_file() else None
 
 
-def check(args: argparse.Namespace, devices: int, hosts: int) -> None:
-    """The experiment with its fields, on so many devices and hosts. Raises BadInput before anything is paid for."""
+def check(args: argparse.Namespace, devices: int) -> None:
+    """The experiment with its fields, on so many devices. Raises BadInput before anything is paid for."""
     from dit_video.core.config import load_experiment, override, packaged_experiments
     from dit_video.core.errors import BadInput
     from dit_video.core.log import log
+    from dit_video.train.lora import FineTune
 
     # `--data FOLDER` names what the machines see, which need not be here.
     fields = {name: value for name, value in args.overrides.items() if name != "data"}
     experiment = override(load_experiment(args.experiment), fields)
     data, fsdp, *_ = experiment.mesh.resolve(devices)
-    if experiment.batch % (data * fsdp) or experiment.batch % hosts:
+    if experiment.batch % (data * fsdp):
         raise BadInput(
-            f"batch={experiment.batch} does not divide over {data * fsdp} parts of the mesh and {hosts} host(s). "
+            f"batch={experiment.batch} does not divide over {data * fsdp} parts of the mesh. "
             f"Give --batch with a multiple of {data * fsdp}, or more of the mesh to --mesh.context or --mesh.tensor."
+        )
+    if data % args.slices:
+        raise BadInput(f"--slices {args.slices}: mesh.data={data} does not divide over them; give --mesh.data")
+    if isinstance(experiment.objective, FineTune) and experiment.init is None:
+        raise BadInput(
+            "fine-tuning starts from a model: --init MODEL, as the machines see it (--mount gs://BUCKET:/PATH)"
         )
     if Path(args.experiment).stem not in packaged_experiments():
         log.warning("the package does not carry %s: the image must hold it at this path", args.experiment)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,11 +65,18 @@ class MeshShape:
 
 
 def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
-    """A mesh with Auto axes (data, fsdp, context, tensor) over `devices` (default: all)."""
+    """A mesh with Auto axes (data, fsdp, context, tensor) over `devices` (default: all). Of several TPU slices each has
+    a part of the data axis: between slices only gradients go. Raises `BadInput` when that axis does not divide."""
     devices = list(jax.devices() if devices is None else devices)
     names = tuple(f.name for f in fields(MeshShape))
-    sizes = shape.resolve(len(devices))
-    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+    sizes, types = shape.resolve(len(devices)), (AxisType.Auto,) * len(names)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise BadInput(f"mesh.data={sizes[0]} does not divide over {slices} slices: each takes whole clips")
+    inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), names, axis_types=types)
 
 
 def constrain(x: jax.Array, spec: P) -> jax.Array:
@@ -102,6 +110,29 @@ def shardings(state, mesh: Mesh, rules: Rules = Rules()):
 
     tree = jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
+
+
+def batch_part(mesh: Mesh, rules: Rules, process: int) -> tuple[int, int]:
+    """Which part of every batch a process brings, and how many parts there are.
+
+    Processes whose devices lie behind one another along the other axes (context, tensor) hold the same clips, so they
+    bring the same part. Raises `BadInput` when two processes have only some of their clips in common.
+    """
+    axes = (rules.batch,) if isinstance(rules.batch, str) else rules.batch or ()
+    places = dict(zip(mesh.axis_names, np.indices(mesh.devices.shape), strict=True))
+    row = np.zeros(mesh.devices.shape, int)  # the part of the batch that each device has
+    for axis in axes:
+        row = row * mesh.shape[axis] + places[axis]
+    rows: dict[int, set[int]] = {}
+    for device, number in zip(mesh.devices.flat, row.flat, strict=True):
+        rows.setdefault(device.process_index, set()).add(int(number))
+    parts = sorted({tuple(sorted(numbers)) for numbers in rows.values()})
+    if sum(map(len, parts)) != ways(axes, mesh) or len({len(part) for part in parts}) > 1:
+        raise BadInput(
+            f"mesh {dict(mesh.shape)}: some processes share only a part of their clips. Choose data * fsdp so that it "
+            "divides over the processes, or the processes over it."
+        )
+    return parts.index(tuple(sorted(rows[process]))), len(parts)
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = Rules()) -> NamedSharding:

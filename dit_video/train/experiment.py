@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from dit_video.core.mesh import MeshShape, Rules, ways
+from dit_video.core.mesh import MeshShape, Rules, batch_part, make_mesh, ways
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Source
 from dit_video.train.optim import Optimizer
@@ -46,7 +46,7 @@ class Objective(Protocol):
         ...
 
     def stream(self, experiment: "Experiment", base: Any, held_out: bool) -> Stream:
-        """The batches of this process, `experiment.batch / process_count` clips each."""
+        """The batches of this process, as many clips as its part has (see `Experiment.part`)."""
         ...
 
     def initial(self, base: Any) -> dict[str, Any] | None:
@@ -104,8 +104,8 @@ class Experiment:
             raise BadInput(f"batch={self.batch} does not divide into accumulate={self.accumulate} equal parts")
         if self.keep < 2:
             raise BadInput(f"keep={self.keep}: at least 2, so that a broken checkpoint has one before it")
-        if self.batch % jax.process_count():
-            raise BadInput(f"batch={self.batch} does not divide over {jax.process_count()} processes")
+        if self.batch % (parts := self.part()[1]):
+            raise BadInput(f"batch={self.batch} does not divide into the {parts} parts that the processes bring")
         if not self.ema or any(not 0 <= d < 1 for d in self.ema):
             raise BadInput(f"ema={self.ema}: decays lie in [0, 1), and there is at least one")
         if not self.buckets:
@@ -113,6 +113,12 @@ class Experiment:
         for bucket in self.buckets:
             bucket.check()
         return self
+
+    def part(self) -> tuple[int, int]:
+        """Which part of every batch this process brings, and how many parts there are."""
+        if jax.process_count() == 1:
+            return 0, 1
+        return batch_part(make_mesh(self.mesh), self.rules, jax.process_index())
 
     def fits(self, devices: int) -> bool:
         """Whether the mesh and the batch can be had on so many devices."""

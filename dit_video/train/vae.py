@@ -196,7 +196,7 @@ class ClipStream:
     """Batches of pixels, cut. State: that of the loader and the number of batches."""
 
     def __init__(self, objective: Reconstruct, experiment: Experiment, reader: Reader, held_out: bool):
-        process, processes = jax.process_index(), jax.process_count()
+        process, processes = experiment.part()
         self.reader, self.cuts = reader, objective.cuts[:1] if held_out else objective.cuts
         self.loader = Loader(reader, experiment.batch // processes, process=process, processes=processes)
         self.key, self.count = (experiment.seed, process, int(held_out)), 0

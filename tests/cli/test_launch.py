@@ -244,6 +244,38 @@ def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path, code):
     assert (tmp_path / "state").read_text() == "GONE\n", "nothing is left that costs money"
 
 
+@pytest.mark.parametrize("blind, told", [("no network", 1), ("NOT_FOUND: no such request", 2)])
+def test_a_question_that_fails_takes_no_slice_away(launch, tmp_path, blind, told):
+    """With a stand-in for gcloud that does not answer once, after the run began: only NOT_FOUND means gone."""
+    gcloud = """
+        case "$*" in
+          *"resources create"*) echo x >>asked; echo ACTIVE >state ;;
+          *"resources describe"*) if [[ -f blind ]]; then rm blind; echo "BLIND" >&2; exit 1; fi; cat state ;;
+          *"resources delete"*) echo GONE >state ;;
+          *"tpu-vm ssh"*) if [[ -f ran ]]; then echo 0 >code; else touch ran blind; fi ;;
+          *"storage cat"*) cat code ;;
+        esac
+        """
+    fake(tmp_path, "gcloud", textwrap.dedent(gcloud).replace("BLIND", blind))
+    fake(tmp_path, "sleep", ":")
+    script = tmp_path / "launch.sh"
+    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "asked").read_text() == "x\n" * told
+
+
+def test_what_could_not_start_is_not_launched(launch, capsys):
+    for argv, words in (
+        (["wan_1_3b_lora_v6e_1", *GKE], "--init MODEL, as the machines see it"),
+        (["toyworld", *GKE, "--topology", "v5e:4x4", "--slices", "2", "--mesh.data", "1", "--mesh.fsdp", "-1"],
+         "mesh.data=1 does not divide"),
+    ):  # fmt: skip
+        assert main(["launch", *argv]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_clips_that_the_machines_see_need_not_be_here(launch):
     """As for train, --data names a folder; here nobody looks into it."""
     text = launch("toyworld", *SLURM, "--data", "/shared/latents", "--batch", "16")

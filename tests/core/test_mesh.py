@@ -1,11 +1,14 @@
 """Mesh sizes resolve against a device count; an unknown logical axis is an error; one device is a mesh too."""
 
+from types import SimpleNamespace
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from dit_video.core.errors import BadInput
-from dit_video.core.mesh import MeshShape, Rules, constrain, make_mesh
+from dit_video.core.mesh import MeshShape, Rules, batch_part, constrain, make_mesh
 
 
 def test_sizes_resolve():
@@ -29,3 +32,41 @@ def test_constrain_without_a_mesh_is_the_identity():
     x = jax.numpy.arange(4.0)
     assert constrain(x, Rules()("batch")) is x
     assert make_mesh(devices=jax.devices()[:1]).size == 1
+
+
+def cluster(*shape, hosts, order="rows"):
+    """A mesh of devices that are not here; `hosts` of equal size lie along it in this order."""
+    number = np.arange(np.prod(shape)).reshape(shape, order="C" if order == "rows" else "F")
+    devices = np.vectorize(lambda i: SimpleNamespace(process_index=int(i * hosts // number.size)))(number)
+    names = ("data", "fsdp", "context", "tensor")
+    return SimpleNamespace(devices=devices, axis_names=names, shape=dict(zip(names, shape, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "mesh, parts",
+    [
+        (cluster(4, 2, 1, 1, hosts=2), [(0, 2), (1, 2)]),
+        (cluster(2, 1, 4, 1, hosts=4), [(0, 2), (0, 2), (1, 2), (1, 2)]),  # context over two hosts: the same clips
+        (cluster(1, 1, 8, 1, hosts=2), [(0, 1), (0, 1)]),
+        (cluster(2, 2, 2, 1, hosts=2, order="columns"), [(0, 1), (0, 1)]),  # each host has half of every clip
+    ],
+)
+def test_processes_that_hold_the_same_clips_bring_the_same_part(mesh, parts):
+    assert [batch_part(mesh, Rules(), process) for process in range(len(parts))] == parts
+
+
+def test_processes_that_share_some_clips_only():
+    with pytest.raises(BadInput, match="share only a part of their clips"):
+        batch_part(cluster(3, 1, 2, 1, hosts=2, order="rows"), Rules(), 0)
+
+
+def test_slices_split_the_data_axis(monkeypatch):
+    """Between slices only gradients go: each slice has whole parts of the batch."""
+    made = {}
+    monkeypatch.setattr("dit_video.core.mesh.Mesh", lambda devices, names, axis_types: made.update(devices=devices))
+    device = lambda i: SimpleNamespace(id=i, slice_index=i // 4, process_index=i // 4, platform="gpu", device_kind="x")  # noqa: E731
+    make_mesh(MeshShape(data=-1, context=2), [device(i) for i in range(8)])
+    assert made["devices"].shape == (4, 1, 2, 1)
+    assert [{d.slice_index for d in row.flat} for row in made["devices"]] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(BadInput, match=r"mesh\.data=1 does not divide over 2 slices"):
+        make_mesh(MeshShape(data=1, context=-1), [device(i) for i in range(8)])

@@ -24,10 +24,11 @@ import dit_video.train.loop as loop
 sys.argv = sys.argv[1:]
 scope = runpy.run_path(sys.argv[0])
 Numbers, whole, flops = scope["Numbers"], scope["Numbers"].__next__, loop.Trainer._flops
-def part(self):
-    size = self.batch // jax.process_count()
-    return {name: x[jax.process_index() * size :][:size] for name, x in whole(self).items()}
-Numbers.__next__ = part
+def own(self):
+    part, parts = experiment.part()
+    size = self.batch // parts
+    return {name: x[part * size :][:size] for name, x in whole(self).items()}
+Numbers.__next__ = own
 loop.Trainer._flops = lambda *args: (time.sleep(float(os.environ["PAUSE"])), flops(*args))[1]
 from dit_video.core.config import override
 from dit_video.core.errors import DitVideoError
@@ -79,8 +80,12 @@ def wait_for_step(workdir, step, processes):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path):
-    mesh = ["mesh.data=4", "mesh.fsdp=2", "sample_every=20"]
+@pytest.mark.parametrize(
+    "mesh",
+    [("data=4", "fsdp=2"), ("data=1", "context=8")],  # halves of a batch; the same clips on both, split between them
+)
+def test_two_processes_are_one_run(tmp_path, mesh):
+    mesh = ["sample_every=20", *(f"mesh.{axis}" for axis in mesh)]
     two, one = start(tmp_path / "two", 2, *mesh), start(tmp_path / "one", 1, *mesh)
     (first, second), (alone,) = finish(two), finish(one)
     assert (first[0], second[0], alone[0]) == (0, 0, 0), first[2] + second[2] + alone[2]

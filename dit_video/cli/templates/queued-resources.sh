@@ -10,7 +10,17 @@ zone=@{zone}
 outcome=@{run_url}/exit_code
 
 tpus() { gcloud compute tpus "$@" --zone="$zone" @{project}; }
-state() { tpus queued-resources describe "$name" --format='value(state.state)' 2>/dev/null || echo GONE; }
+# What a failed question says about: GONE where there is no such request, else nobody knows (a network, a token).
+state() {
+  local said
+  if said=$(tpus queued-resources describe "$name" --format='value(state.state)' 2>&1); then
+    tail -n 1 <<<"$said"
+  elif [[ $said == *NOT_FOUND* ]]; then
+    echo GONE
+  else
+    echo UNKNOWN
+  fi
+}
 code() { gcloud storage cat "$outcome" 2>/dev/null || true; }
 release() { tpus queued-resources delete "$name" --force --quiet >/dev/null 2>&1 || true; }
 say() { printf '%s %s\n' "$(date -u +%FT%TZ)" "$*" >&2; }
@@ -61,7 +71,7 @@ for ((try = 0; try <= @{max_restarts}; try++)); do
   say "asking for @{slice} (start $((try + 1)) of @{starts})"
   tpus "${request[@]}" >&2
   until [[ $(state) =~ ^(ACTIVE|FAILED|SUSPENDED|GONE)$ ]]; do sleep 30; done
-  while [[ $(state) == ACTIVE && -z $(code) ]]; do
+  while [[ $(state) =~ ^(ACTIVE|UNKNOWN)$ && -z $(code) ]]; do
     tpus tpu-vm ssh "$name" --worker=all --command="$worker" >&2 || sleep 30
   done
   ended=$(code)
