@@ -64,10 +64,11 @@ def list_clips(store: Store) -> list[tuple[str, str]]:
 
 def _from_table(store: Store) -> list[tuple[str, str]]:
     found = []
-    for number, line in enumerate(store.read(TABLE).decode().splitlines(), 1):
-        if not line.strip():
+    for number, raw in enumerate(store.read(TABLE).split(b"\n"), 1):
+        if not raw.strip():
             continue
         try:
+            line = raw.decode("utf-8")
             row = json.loads(line)
             found.append((str(row["file_name"]), " ".join(str(row["text"]).split())))
         except (ValueError, KeyError, TypeError) as error:
@@ -110,10 +111,11 @@ class FolderReader:
 
     def load(self, draw: int) -> Sample | None:
         epoch, place = divmod(draw, len(self.clips))
-        if epoch not in self.orders:
-            self.orders = {e: o for e, o in self.orders.items() if e >= epoch - 1}
-            self.orders[epoch] = generator(self.source.seed, epoch).permutation(len(self.clips))
-        path, caption = self.clips[int(self.orders[epoch][place])]
+        order = self.orders.get(epoch)
+        if order is None:  # threads come here together: each goes on with what it made
+            order = generator(self.source.seed, epoch).permutation(len(self.clips))
+            self.orders = {e: o for e, o in self.orders.items() if e >= epoch - 1} | {epoch: order}
+        path, caption = self.clips[int(order[place])]
         if len(self.broken) == len(self.clips):
             why = self.broken[path]
             raise BadInput(f"none of the {len(self.clips)} clips in {self.source.path} can be used: {why}")

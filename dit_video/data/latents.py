@@ -255,13 +255,13 @@ class EncodedStream:
     def _load(self, bucket: int, place: int) -> Sample:
         """The clip at a place of the bucket's endless sequence; of a damaged one the next that can be read."""
         count = len(self.reader.places[bucket])
-        while True:
-            epoch, within = divmod(place, count)
+        for later in range(place, place + count):
+            epoch, within = divmod(later, count)
             index = int(self._order(bucket, epoch)[within])
             sample = self.reader.load(epoch * self.reader.total + self.reader.first[bucket] + index)
             if sample is not None:
                 return sample
-            place += 1
+        raise BadInput(f"every clip of bucket {bucket} of {self.reader.store} is damaged: `dit-video data build` again")
 
     def _order(self, bucket: int, epoch: int) -> np.ndarray:
         order = self.orders.get((bucket, epoch))

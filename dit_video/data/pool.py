@@ -4,6 +4,7 @@ Pool number `p` is clips `p * clips .. (p + 1) * clips` of the reader, encoded, 
 the next is made. It is a pure function of (seed, p): a resumed run makes it again and goes on with the same batches.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -94,6 +95,7 @@ class PoolStream:
         self.reader, self.encode, self.tokenize, self.settings = reader, encode, tokenize, settings
         self.batch, self.seed, self.process, self.processes, self.say = batch, seed, process, processes, latest
         self.pool = self.place = 0
+        self.dealt: Counter[int | None] = Counter()  # clips of each bucket; None: the only one
         self.made: tuple[int, dict[int, Encoded], list[tuple[int, np.ndarray]]] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -132,7 +134,9 @@ class PoolStream:
         of_bucket: dict[int, list[np.ndarray]] = {}
         for bucket, encoded in sorted(clips.items()):
             n = len(encoded.ids)
-            batches = -(-int(np.ceil(n * max(self.settings.reuse, 1.0))) // self.batch)
+            # As many batches on every process, however many of its clips could not be read.
+            whole = n if self.processes == 1 else self.dealt.get(bucket, self.dealt.get(None, 0))
+            batches = -(-int(np.ceil(whole * max(self.settings.reuse, 1.0))) // self.batch)
             passes = -(-batches * self.batch // n)
             order = np.concatenate([rng.permutation(n) for _ in range(passes)])
             of_bucket[bucket] = list(order[: batches * self.batch].reshape(batches, self.batch))
@@ -145,6 +149,7 @@ class PoolStream:
         first, count = pool * self.settings.clips, self.settings.clips
         self.say(f"encoding clips {first} .. {first + count - 1}")
         mine = deal_draws(self.reader, first, count, self.process, self.processes)
+        self.dealt = Counter(self.reader.bucket(draw) for draw in mine)
         draws = grain.MapDataset.source(mine).map(self.reader.load)
         options = grain.ReadOptions(self.settings.threads, min(len(mine), 16 * self.settings.threads))
         of_bucket: dict[int, list[Sample]] = {}

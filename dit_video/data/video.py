@@ -308,7 +308,7 @@ def _to_rgb(frame: Any) -> np.ndarray:
 
 
 def _iterate_pictures(path: Path, start: float):
-    from PIL import Image, ImageSequence, UnidentifiedImageError
+    from PIL import Image, ImageSequence
 
     try:
         with Image.open(path) as picture:
@@ -319,7 +319,7 @@ def _iterate_pictures(path: Path, start: float):
             for page in ImageSequence.Iterator(picture):
                 frames.append(np.asarray(page.convert("RGB")))
                 lengths.append(float(page.info.get("duration", 0)) / 1000)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}).") from error
     seconds = sum(lengths)
     fps = len(frames) / seconds if seconds else 1.0

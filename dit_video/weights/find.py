@@ -60,7 +60,7 @@ def _from_hub(name: str) -> Path:
         raise MissingError(
             f"there is no folder {name!r} here. To fetch it from the Hugging Face Hub: pip install huggingface_hub"
         ) from None
-    wanted = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
+    wanted = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "tokenizer/*"]
     try:
         return Path(hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the Hub's client has a dozen kinds, and the network's come through it

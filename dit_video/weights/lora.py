@@ -116,8 +116,11 @@ def read_lora(source: str | Path, cfgs: Mapping[str, DiTConfig], part: str = "di
     shards = Shards(path)
     found: dict[tuple[str, str], dict[str, str]] = {}  # (part, module) -> kind -> tensor
     unknown = []
+    # Only a file that names both experts says which is which: the usual prefix alone names a denoiser, any.
+    both = len({_split(key)[0] for key in shards.shapes} & set(EXPERTS.values())) > 1
     for key in shards.shapes:
         expert, module, kind = _split(key)
+        expert = expert if both or part == "dit" else None
         if kind and (expert or part) in cfgs:
             found.setdefault((expert or part, module), {})[kind] = key
         else:
@@ -193,7 +196,7 @@ def _settings(path: Path) -> dict[str, Any]:
     """PEFT's config, which diffusers keeps in the file's metadata and PEFT beside the file."""
     from safetensors import safe_open
 
-    beside = path.with_name("adapter_config.json")
+    beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
     if path.is_file():
         text = (safe_open(path, framework="numpy").metadata() or {}).get(METADATA)
         if text:

@@ -148,10 +148,11 @@ def open_any(source: Path, base: str | Path | None = None) -> Model:
         raise BadInput(f"{source} has {len(parts)} denoiser(s), and --base {base} is a model with another number")
     for part, (cfg, _) in parts.items():
         theirs = getattr(model, part)
-        if (cfg.out_channels, cfg.text_dim) != (theirs.out_channels, theirs.text_dim):
-            raise BadInput(
-                f"{source}: {cfg.out_channels} channels out and text of {cfg.text_dim}; the parts of --base {base} "
-                f"have {theirs.out_channels} and {theirs.text_dim}"
-            )
+        fields = ("in_channels", "out_channels", "text_dim", "image_dim", "image_len")
+        differ = [f"{name} {getattr(cfg, name)}" for name in fields if getattr(cfg, name) != getattr(theirs, name)]
+        if bool(cfg.vace_layers) != bool(theirs.vace_layers):
+            differ.append(f"{'a' if cfg.vace_layers else 'no'} control branch")
+        if differ:
+            raise BadInput(f"{source} has {', '.join(differ)}, and --base {base} has not: take a base of the same kind")
     params = model.params | {part: params for part, (_, params) in parts.items()}
     return replace(model, params=params, name=str(source), digest="", **{part: cfg for part, (cfg, _) in parts.items()})

@@ -106,6 +106,9 @@ def test_metadata_jsonl(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4"}\n')
     with pytest.raises(BadInput, match="line 1"):
         Folder(str(tmp_path)).open(BUCKETS)
+    (tmp_path / "metadata.jsonl").write_bytes(b'\n{"file_name": "a.mp4", "text": "caf\xe9"}\n')
+    with pytest.raises(BadInput, match="line 2.*UnicodeDecodeError"):
+        Folder(str(tmp_path)).open(BUCKETS)
 
 
 def test_a_folder_without_clips(tmp_path):

@@ -211,6 +211,13 @@ def test_damaged_clips_are_named_and_others_take_their_place(built, caplog):
         take(stream(built), 17)
 
 
+def test_a_bucket_whose_clips_are_all_damaged_is_an_end(built, monkeypatch):
+    found = stream(built)
+    monkeypatch.setattr(found.reader, "load", lambda draw: None)
+    with pytest.raises(BadInput, match="every clip of bucket 0 of .* is damaged"):
+        next(found)
+
+
 @pytest.mark.parametrize("how", ["short", "gone"])
 def test_a_missing_or_short_shard_is_found_before_the_first_step(built, how):
     shard = built / "train-00001.arrayrecord"

@@ -95,6 +95,14 @@ def test_alpha_in_pefts_config(model, halves, tmp_path):
     close(merged, flat)
 
 
+def test_a_folder_of_peft_has_its_alpha(model, halves, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
+    save_file(written(halves, "peft"), tmp_path / "adapter_model.safetensors")
+    for source in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        merged = merge(model.params["dit"], read_lora(source, {"dit": model.dit})["dit"], model.dit)
+        close(merged, sums(model, halves, 2.0))
+
+
 def test_alpha_zero_is_zero_and_not_one(model, halves, tmp_path):
     """As PEFT has it: what alpha 0 names is left as it is. A file in which that is all is refused."""
     file = tmp_path / "lora.safetensors"
@@ -141,6 +149,11 @@ def test_several_files_strengths_and_experts(model, halves, tmp_path):
     first = replace(model, params=model.params | {"dit": model.params["dit_2"]})
     close(merged.params["dit_2"], sums(first, halves, 1.25))
     assert merged.params["vae"] is model.params["vae"]
+    # A file of one denoiser calls it `transformer`, whichever it is for.
+    save_file(tensors, two)
+    merged = merge_files(model, [f"{two}@2"])
+    close(merged.params["dit_2"], sums(first, halves, 1.0))
+    assert merged.params["dit"] is model.params["dit"]
     with pytest.raises(BadInput, match="'much' is no number"):
         merge_files(model, [f"{one}=much"])
     with pytest.raises(BadInput, match="@2 names a second"):

@@ -91,6 +91,14 @@ def test_two_experts_in_a_folder(tmp_path):
         open_any(tmp_path / "wan", base)
 
 
+def test_a_base_of_another_kind_is_refused(tmp_path):
+    """A denoiser that wants a picture, with the parts of a model that has no image encoder."""
+    base = save_model(wide("t2v"), tmp_path / "base")
+    save_file(checkpoint(wide("flf2v")), tmp_path / "flf2v.safetensors")
+    with pytest.raises(BadInput, match="has in_channels .*image_dim .*take a base of the same kind"):
+        open_any(tmp_path / "flf2v.safetensors", base)
+
+
 def test_what_is_no_denoiser(tmp_path):
     base = save_model(variant("t2v"), tmp_path / "base")
     save_file({"encoder.conv1.weight": np.zeros((2, 2), np.float32)}, tmp_path / "vae.safetensors")
