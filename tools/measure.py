@@ -100,9 +100,10 @@ def train(steps: int = 100) -> None:
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     # The first reports hold the compilation of each shape; a run's own speed is that of its second half.
     late = [line for line in lines if "gflops" in line and line["step"] > steps / 2]
-    seconds = sum(line["seconds"] for line in late)
-    gflops = sum(line["gflops"] * line["seconds"] for line in late) / seconds
-    clips = sum(line["clips_per_second"] * line["seconds"] for line in late) / seconds
+    # A report is of so many clips, each took what its rate says.
+    seconds = [1 / line["clips_per_second"] for line in late]
+    gflops = sum(line["gflops"] * spent for line, spent in zip(late, seconds, strict=True)) / sum(seconds)
+    clips = len(late) / sum(seconds)
     peak = max(before, matmul_peak())
     rows = [
         ["training clips a second", clips],
@@ -135,7 +136,9 @@ def image(count: int = 96) -> None:
 
     asked, pipe = suite(count, "plain"), VideoPipeline.from_pretrained()
     given = [to_uint8(np.asarray(render_batch(pack([one.scene]), 1, 64, 64)))[0, 0] for one in asked]
-    clips = [pipe(one.prompt, image=first, seed=0).frames[0] for one, first in zip(asked, given, strict=True)]
+    clips = [
+        pipe(one.prompt, image=first, seed=i).frames[0] for i, (one, first) in enumerate(zip(asked, given, strict=True))
+    ]
     decibels = [psnr(clip[0], first) for clip, first in zip(clips, given, strict=True)]
     scores = score([measure(clip) for clip in clips], asked)["scores"]
     rows: list[list[Any]] = [

@@ -140,6 +140,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, low in (("count", 1), ("seeds", 0), ("seed", 0), ("free", 0), ("references", 0), ("by_count", 1)):
         if getattr(args, name) < low:
             raise BadInput(f"{name}={getattr(args, name)} is too small. Use {low} or more.")
+    if args.suite == "distribution" and args.count < 2:
+        raise BadInput("count=1 is too small: one clip has no distribution. Use 2 or more.")
     args.by = dict(_axis(text) for text in args.by)
     if args.data is not None and args.suite != "reconstruction":
         raise BadInput(f"--data is for --suite reconstruction; {args.suite} knows the truth of toyworld only.")
@@ -201,7 +203,8 @@ class Maker:
         from dit_video.evals.toyworld import Sampling
 
         defaults = self.pipe.model.defaults
-        sizes = {name: getattr(args, name) or getattr(defaults, name) for name in ("height", "width", "num_frames")}
+        sizes = {name: getattr(defaults, name) if getattr(args, name) is None else getattr(args, name)
+                 for name in ("height", "width", "num_frames")}  # fmt: skip
         names = ("num_inference_steps", "guidance_scale", "solver", "long", "seed")
         return Sampling(**sizes, **{name: getattr(args, name) for name in names})
 
@@ -254,6 +257,7 @@ Result = tuple[dict[str, Any], "Sequence[np.ndarray]", list[Any]]  # report, cli
 
 def toyworld(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
     """Prompts, and whether clips do what they say."""
+    from dit_video.evals import page
     from dit_video.evals.toyworld import Plan, changed, evaluate
 
     plan = Plan(args.count, args.prompts, args.heldout, args.condition, args.seeds, args.free, args.references, args.by,
@@ -262,8 +266,10 @@ def toyworld(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Re
     for axis, options in args.by.items():
         for value in options:
             maker.check(changed(how, axis, value))
-    out = evaluate(maker, plan, how, progress)
-    return out.report | maker.about(args, how, "prompts", "heldout", "condition"), out.clips, out.marks
+    about = maker.about(args, how, "prompts", "heldout", "condition")
+    # Hours of clips are not lost with what comes after them.
+    out = evaluate(maker, plan, how, progress, lambda report, clips: page.write(args.out, report | about, clips))
+    return out.report | about, out.clips, out.marks
 
 
 def reconstruction(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:

@@ -82,6 +82,8 @@ def again(args: argparse.Namespace) -> None:
 
 def programs(args: argparse.Namespace) -> int:
     """StableHLO and ONNX."""
+    from dataclasses import replace
+
     from dit_video.cli.warmup import parse_shapes
     from dit_video.core.errors import BadInput
     from dit_video.core.log import log
@@ -89,13 +91,15 @@ def programs(args: argparse.Namespace) -> int:
     from dit_video.export.folder import Order, model_shape
     from dit_video.export.programs import portable
     from dit_video.export.verify import verify
+    from dit_video.generate.held import weights_hash
     from dit_video.generate.request import native_shift
     from dit_video.weights.checkpoints import open_base
     from dit_video.weights.find import read_json
     from dit_video.weights.lora import merge_files
 
     model, dtype = merge_files(open_base(args.model), args.lora), "float32" if args.dtype == "keep" else args.dtype
-    if getattr(args, "hash", "") and model.digest and model.digest != args.hash:
+    model = replace(model, digest=model.digest or weights_hash(model.params))
+    if getattr(args, "hash", "") and model.digest != args.hash:
         raise BadInput(
             f"{args.out} was made from {args.hash}, and {model.name} is {model.digest} by now. Name the old one with "
             "--model, or export the new one elsewhere."

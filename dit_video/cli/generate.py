@@ -251,6 +251,5 @@ def keep(error: Any, pipe: Any, request: Any, paths: list[Path], force: bool) ->
         return
     first, rest = len(request.prompts) - len(paths) + len(error.clips), paths[len(error.clips) :]
     for index, (path, latents) in enumerate(zip(rest, error.latents, strict=False), first):
-        yield save_latents(
-            path, latents, pipe.about(request, index) | ({"steps_done": error.steps} if error.steps else {})
-        )
+        about = pipe.about(request, index) | ({"steps_done": error.steps} if error.steps else {})
+        yield save_latents(path, latents, about | ({"strips": error.strips} if error.strips else {}))

@@ -26,7 +26,7 @@ ASKED = (
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",
-    "frames_sha256", "seconds",
+    "frames_sha256", "seconds", "weights",
 )  # fmt: skip
 
 
@@ -118,7 +118,8 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.generate.request import resolve
 
     try:
-        pipe = VideoPipeline.from_pretrained(model, dtype=metadata.get("dtype"), progress=not args.quiet)
+        how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights")}
+        pipe = VideoPipeline.from_pretrained(model, progress=not args.quiet, **how)
     except BadInput as error:
         raise MissingError(f"the model that made it is not there: {error} Give --model.") from error
     if pipe.hash != metadata["model"]["hash"]:

@@ -76,6 +76,15 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(f"--dtype {args.dtype}: {args.experiment} takes its sizes from its `init`, the dtype too")
         changes |= {f"objective.{name}.dtype": args.dtype for name in parts}
     experiment = override(experiment, changes)
+    for name in ("init", "vae"):  # a run is opened from other folders, too
+        given = getattr(experiment, name)
+        if given is not None and Path(given).expanduser().exists():
+            experiment = replace(experiment, **{name: str(Path(given).expanduser().resolve())})
+    if "://" in (args.workdir or ""):
+        raise BadInput(
+            f"--workdir {args.workdir}: runs are written to folders. Mount the bucket (gcsfuse, s3fs), or let "
+            "`dit-video launch` do it."
+        )
     workdir = Path(args.workdir or Path("runs") / Path(args.experiment).stem)
     if join_cluster(args.wait) is None and experiment.cores:
         one_device_a_core(args.device, experiment.fits)

@@ -1,6 +1,6 @@
 """The suite of prompts: a model makes a clip of each, the judge reads it, and the report says how often they agree."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -87,8 +87,12 @@ class Outcome(NamedTuple):
     marks: list[Marks]
 
 
-def evaluate(subject: Subject, plan: Plan, how: Sampling, progress: Progress) -> Outcome:
-    """Makes, reads and scores. Raises what `subject.make` raises."""
+def evaluate(
+    subject: Subject, plan: Plan, how: Sampling, progress: Progress,
+    keep: Callable[[dict[str, Any], Sequence[Frames]], None] = lambda report, clips: None,
+) -> Outcome:  # fmt: skip
+    """Makes, reads and scores. `keep` is given the report and the clips before more clips are made for diversity, free
+    prompts and other settings. Raises what `subject.make` raises."""
     asked = suite(plan.count, plan.kind, how.height, how.width, plan.heldout)
     which = [i for i, one in enumerate(asked) if one.scene is not None][: plan.references]
     few = [asked[i] for i in which]
@@ -104,6 +108,7 @@ def evaluate(subject: Subject, plan: Plan, how: Sampling, progress: Progress) ->
     report["quality"] = _quality(own, seen, rendered, ceiling, few) | _speeds(readings, asked)
     if plan.condition == "image" and few:
         report["first_frame"] = _first_frames(own, rendered)
+    keep(report, clips)
     if plan.seeds > 1:
         report["diversity"] = _diversity(subject, plan.seeds, how, progress)
     if plan.free:

@@ -11,7 +11,7 @@ The motion at that seam is the prompt's: a picture does not say how fast things 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,8 +157,9 @@ def gather(
     if asked.extend is not None:
         usable = min((len(footage) - 1) // stride * stride + 1, 1 + (HISTORY - 1) * stride)
         tail = footage.read(len(footage) - usable)
-        if usable == 1:  # a single picture: the clip's first frame
-            return Conditions(pictures=((0, tail[0]),), lead=footage, sources=sources)
+        if usable == 1:  # a single picture: the clip's first frame, which is not shown twice
+            before = replace(footage, order=footage.order[:-1]) if len(footage) > 1 else None
+            return Conditions(pictures=((0, tail[0]),), lead=before, sources=sources)
         opening = next(footage.frames(0, 1))
         return Conditions(history=tail, opening=opening, since=len(footage) - 1, lead=footage, sources=sources)
     if asked.interpolate is not None:

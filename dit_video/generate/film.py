@@ -89,12 +89,10 @@ class Film:
         The latents are written first, as NAME.latents.npz, and stay there if a frame cannot be made or written, or with
         `latents`. Raises Unfinished, which carries them.
         """
-        path = Path(path)
-        check_free(path, force)
-        check_writable(path.parent)
-        about = self.metadata
-        kept = None
+        path, about, kept = Path(path), self.metadata, None
         try:
+            check_free(path, force)
+            check_writable(path.parent)
             kept = save_latents(path, self.latents, about)
             about = write_frames(path, self.frames(), self.request.fps, about, lambda: self.pipe.seconds(self.progress))
         except Unfinished as error:

@@ -81,16 +81,15 @@ def slots_of(frames: int, stride: int) -> int:
 
 
 def pass_bytes(dit: "DiTConfig", slots: int, height: int, width: int, *, guided: bool = True) -> int:
-    """About what one pass of the denoiser needs: weights, the activations of a layer, attention's logits. Sizes are
-    those of the latents. An estimate from above: a compiler may do with less."""
+    """About what one pass of the denoiser needs beside its weights: the activations of a layer, attention's logits.
+    Sizes are those of the latents. An estimate from above: a compiler may do with less."""
     D, F = dit.width, dit.ffn_dim
     tokens = (slots // dit.patch[0]) * (height // dit.patch[1]) * (width // dit.patch[2])
     clips, number = (2 if guided else 1), (4 if dit.dtype == "float32" else 2)
-    rows = min(tokens, 512) if dit.attention == "chunked" else tokens
-    weights = 4 * (dit.depth * (8 * D * D + 2 * D * F) + 7 * D * D + dit.text_dim * D)
+    rows = tokens if dit.attention == "xla" else min(tokens, 512)
     activations = clips * tokens * (8 * D + F) * number
     logits = clips * dit.heads * rows * tokens * 4 * 2
-    return weights + activations + logits
+    return activations + logits
 
 
 def choose(

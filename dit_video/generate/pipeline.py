@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from dit_video.weights.model import Model
 
 MORE = frozenset(OPTIONS)
+WIDE = 1024  # of a denoiser of released size; those of toyworld are far below
 AT_ONCE = 16  # clips in one batch; more are made in equal parts
 STREAM_FROM = 17  # latent slots from which frames are decoded in pieces, in bounded memory
 
@@ -70,9 +71,10 @@ class VideoPipeline:
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         self.dtype = choose_dtype(dtype, device.platform)
         conv = "folded" if device.platform == "cpu" else "direct"
+        attention = choose_attention(model.dit, self.dtype, device)
         self.model = replace(
             model,
-            dit=replace(model.dit, dtype=self.dtype, remat="none"),
+            dit=replace(model.dit, dtype=self.dtype, remat="none", attention=attention),
             vae=replace(model.vae, dtype=self.dtype, conv=conv),
             text=replace(model.text, dtype=self.dtype),
             image=model.image and replace(model.image, dtype=self.dtype),
@@ -80,7 +82,7 @@ class VideoPipeline:
         self.model = replace(self.model, dit_2=model.dit_2 and self.model.dit)
         self.rules, self.show = rules, progress
         self.programs = self._programs(self.model.dit)
-        keep = keep or self.dtype
+        self.keep = keep = keep or self.dtype
         number, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self._free
         self.params = Held(model.params, lambda part: self._place(part, keep, offload), number, free)
         self.load_seconds = 0.0
@@ -247,7 +249,8 @@ class VideoPipeline:
         (shot, *more), vae = request.shots(self.model.vae.stride), self.model.vae
         plain = not more and not shot.mid and request.plan.mode == "single" and shot.slots < STREAM_FROM
         given, size = request.given, (request.height // vae.factor, request.width // vae.factor)
-        fits = request.memory is None or piece_bytes(vae, *size, shot.slots) <= request.memory
+        at_once = min(len(request.prompts), AT_ONCE)
+        fits = request.memory is None or at_once * piece_bytes(vae, *size, shot.slots) <= request.memory
         return plain and fits and given.lead is None and given.follow is None
 
     def _whole(
@@ -284,10 +287,18 @@ class VideoPipeline:
             if not strips:
                 raise
             done = [strip.latents for strip in strips]
+            stopped = error
             if not isinstance(error, Unfinished):
-                raise unfinished(error, "sampling", np.concatenate(done)[None], request) from error
-            error.latents = np.concatenate([*done, error.latents[0]])[None]
-            raise
+                stopped = unfinished(error, "sampling", np.zeros((1, 0, *done[0].shape[1:]), np.float32), request)
+            under_way = stopped.latents[0]
+            stopped.strips = [[len(strip.latents), strip.skip, strip.drop] for strip in strips]
+            if len(under_way):
+                mid = bool(shot.ring or shot.prefix)  # what the decoder is given before them is not there yet
+                stopped.strips.append([len(under_way), 0 if mid else shot.skip, 0])
+            stopped.latents = np.concatenate([*done, under_way])[None]
+            if stopped is error:
+                raise
+            raise stopped from error
         strips[-1] = strips[-1]._replace(drop=given.drop)
         return Film(self, request, strips, self.about(request, clip), tiles, slots, progress)
 
@@ -352,7 +363,7 @@ class VideoPipeline:
             "devices": [d.device_kind for d in ([jax.devices()[0]] if self.mesh is None else self.mesh.devices.flat)],
             "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},
         }
-        return about | request.how()
+        return about | request.how() | ({"weights": self.keep} if self.keep != self.dtype else {})
 
     def seconds(self, progress: Progress) -> dict[str, float]:
         """Of each phase."""
@@ -381,6 +392,17 @@ class VideoPipeline:
         """Which weights are not finite, if any: a sentence for a message."""
         broken = self.params.broken()
         return f" The weights of {' and '.join(broken)} hold NaN or infinity." if broken else ""
+
+
+def choose_attention(dit: DiTConfig, dtype: str, device: Any) -> str:
+    """The back end that a model names; of a wide one that names none, whose logits at once would be gigabytes, what
+    needs no such memory: kernels where the device has them (cuDNN's want compute capability 8), else chunks."""
+    if dit.attention != "xla" or dit.width < WIDE:
+        return dit.attention
+    if device.platform == "tpu":
+        return "splash"
+    kernels = float(getattr(device, "compute_capability", None) or 0) >= 8
+    return "cudnn" if kernels and dtype == "bfloat16" else "chunked"
 
 
 def choose_dtype(dtype: str | None, platform: str) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dit_video.core.errors import BadInput, DitVideoError
+from dit_video.core.errors import BadInput
 from dit_video.core.log import log
 from dit_video.data.video import frame_grid
-from dit_video.generate.decode import SLOTS, Strip, decode_frames
+from dit_video.generate.decode import SLOTS, Strip, decode_frames, tiles_for
 
 SHOWN = SLOTS + 1  # latent slots of the first clip under way
 
@@ -28,11 +28,13 @@ def preview(path: Path, every: int) -> Callable:
             return
         strip = Strip(np.asarray(now["data"][0, :SHOWN]))
         try:
+            tiles, slots = tiles_for(pipe.model.vae, *strip.latents.shape[1:3], pipe.memory)
             with pipe.programs.on_mesh():
-                frames = np.concatenate(list(decode_frames(pipe.programs, pipe.params["vae"], strip)))
+                pieces = list(decode_frames(pipe.programs, pipe.params["vae"], strip, tiles, slots))
+            frames = np.concatenate(pieces)
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(frame_grid(frames)).save(target)
-        except (DitVideoError, OSError) as error:  # a picture of a clip is not worth the clip
+        except Exception as error:  # a picture of a clip is not worth the clip
             log.warning("no preview after step %d: %s", step + 1, error)
 
     return show

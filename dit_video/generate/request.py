@@ -84,7 +84,7 @@ class Request:
     def how(self) -> dict[str, Any]:
         """What is out of the ordinary, for the metadata."""
         plan, about = self.plan, {}
-        if plan.mode != "single" or plan.stretch:
+        if plan.mode != "single" or plan.stretch or self.given.loop or self.noise_order != "fresh":
             about["long"] = {"mode": plan.mode, "why": plan.why, "window": plan.window, "overlap": plan.overlap}
             about["long"] |= {"noise": self.noise_order, "rope": plan.stretch and plan.stretch.method}
         if self.prompt_at:
@@ -175,7 +175,13 @@ def resolve(
         raise BadInput("--conditioning_scale is for models with a control branch (VACE); this one has none.")
     if plan.mode == "single":
         check_beyond_training(frames, height, width, model, notes)
-    if long == "auto" and plan.mode != "single":
+    pieces = plan.mode != "single" and slots_of(frames, model.vae.stride) > plan.window
+    if prompt_at and transition == "carry" and not given.loop and not pieces:
+        raise BadInput(
+            f"--transition carry: a clip of {frames} frames is made in one piece, which takes one prompt. Use --long "
+            "window or extend with a smaller --window, or --transition cut."
+        )
+    if long == "auto" and (plan.mode != "single" or plan.stretch is not None):
         notes.say(f"--long {plan.mode}: {plan.why}.")
     request = Request(
         prompts=prompts,

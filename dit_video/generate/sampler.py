@@ -92,7 +92,7 @@ class Sampler:
         if lead := self.encoded.references:  # slots of their own, in front, that are dropped
             noise = np.concatenate([OPENING + np.arange(lead), shot.noise])
             shot = replace(shot, slots=lead + shot.slots, noise=noise)
-        stream = Stream(shot, first=None if shot.mid or shot.zero else self.encoded.first)
+        stream = Stream(shot, first=None if shot.mid or shot.cut else self.encoded.first)
         if shot.prefix:
             stream.sink, stream.sink_at = self.encoded.opening, shot.zero - self.request.given.since / self.stride
         return stream
@@ -167,7 +167,7 @@ class Sampler:
     def video(self, stream: Stream, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents of the given footage at slots of a stream, and which of these it covers."""
         slots = places - stream.shot.zero
-        inside = (slots >= 0) & (slots < len(self.encoded.video)) & ((places > 0) | (stream.shot.zero == 0))
+        inside = (slots >= 0) & (slots < len(self.encoded.video)) & ((places > 0) | (not stream.shot.cut))
         return self.encoded.video[slots.clip(0, len(self.encoded.video) - 1)], inside
 
     def start(self, stream: Stream, places: np.ndarray, noise: Latents) -> Latents:
@@ -203,7 +203,7 @@ class Sampler:
         for frame, latent in self.encoded.pictures:
             place = shot.zero + frame / self.stride - begin
             # a cut's own first slot is not of the clip
-            if made - 1 < place <= len(places) - 1 and (not shot.zero or place + begin > 0):
+            if made - 1 < place <= len(places) - 1 and (not shot.cut or place + begin > 0):
                 latents.append(np.broadcast_to(latent, (len(self.which), *self.shape)))
                 at.append(place)
         if stream.sink is not None and (begin or shot.mid) and "sink" in self.can:

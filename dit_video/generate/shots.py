@@ -40,6 +40,11 @@ class Shot:
         """Whether slot 0 holds as many frames as the others."""
         return self.prefix > 0 or self.ring
 
+    @property
+    def cut(self) -> bool:
+        """Whether slot 0 is no slot of the clip: it stands in front of a prompt that begins later."""
+        return self.prompts[0][1] > 0
+
     def prompt_at(self, slot: int) -> int:
         return [number for start, number in self.prompts if start <= slot][-1]
 

@@ -20,6 +20,7 @@ class Unfinished(DitVideoError):
         self.exit_code, self.latents, self.request = cause.exit_code, latents, request
         self.clips: list[Any] = []
         self.kept: Path | None = None  # the latents' file, where they are in one
+        self.strips: list[list[int]] = []  # where streams end in the latents, as in a clip's metadata
         self.steps = ""  # how far they are, where they are not finished
 
 

@@ -5,7 +5,7 @@ A condition is a patch whose time is zero. Sampling meets these cases, so traini
 - *text*: nothing is known.
 - *first*: slot 0, which holds the first frame alone, is known.
 - *picture*: a frame elsewhere (the last one, a keyframe), encoded alone, is appended as a known latent frame with the
-  rotary time of its target, `frame / 4`. In half of the cases the first frame is known too.
+  rotary time of its target, `frame / stride`. In half of the cases the first frame is known too.
 - *tail*: the crop starts mid-stream and its first latents are known, as when a clip is extended. With a sink, the
   clip's own first latent is carried along at its true distance.
 - *window*: the crop starts mid-stream, nothing but the sink is known, as in every window of a long clip but the first.
@@ -81,11 +81,13 @@ def assemble(
     slots: int,
     eos: int = 1,
     rows: np.random.Generator | None = None,
+    stride: int = 4,
 ) -> Batch:
     """Cuts `slots` latent frames from each sample and decides what is known.
 
     A whole batch either has one extra latent frame a clip or none: that is drawn from `rng`, which is the same in every
-    process of a run; what each clip gets from `rows` (None: from `rng` too), a process's own. Cases that the samples
+    process of a run; what each clip gets from `rows` (None: from `rng` too), a process's own. `stride`: frames that a
+    latent frame stands for. Cases that the samples
     cannot give (mid-stream crops of clips that are no longer than `slots`, pictures of a still) fall back to *text*.
     Raises `BadInput` when the samples are shorter than `slots`.
     """
@@ -95,7 +97,7 @@ def assemble(
     plain, extra = mix.split()
     if n == slots:  # no room to start mid-stream
         plain["tail"] = extra["tail_with_sink"] = extra["window"] = 0.0
-    inside = samples.picture_frames <= 4 * (slots - 1)  # (B, P)
+    inside = samples.picture_frames <= stride * (slots - 1)  # (B, P)
     # Processes must agree without seeing one another's clips: each has a picture in its first half (`draw_pictures`).
     each = inside.any(axis=1).all() if rows is None else inside.shape[1] > 0 and n - 1 <= 2 * (slots - 1)
     if slots == 1 or not each:
@@ -125,7 +127,7 @@ def assemble(
             added[i, 0], position[i, 0] = samples.latents[i, 0], -start
         if case == "picture":
             which = int(rng.choice(np.flatnonzero(inside[i])))
-            added[i, 0], position[i, 0] = samples.pictures[i, which], samples.picture_frames[i, which] / 4
+            added[i, 0], position[i, 0] = samples.pictures[i, which], samples.picture_frames[i, which] / stride
             known[i, 0] = rng.random() < 0.5
 
     ids, length = samples.ids.copy(), samples.length.copy()

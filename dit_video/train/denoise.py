@@ -112,7 +112,8 @@ class Denoise:
         start = load_model(experiment.init) if experiment.init and not run.has_checkpoint() else None
         if start is not None and experiment.init is not None:
             check_trainable(start, experiment.init)
-        if run.has_base():
+        # What a start without a checkpoint has left may be of another --vae: the first process makes it anew
+        if run.has_base() and (run.has_checkpoint() or jax.process_index()):
             config, params, tokenizer = run.load_base()
         else:
             if experiment.vae or start is None:
@@ -221,7 +222,7 @@ class LatentStream:
 
     def __init__(self, objective: Denoise, experiment: Experiment, base: Base, reader: Reader, held_out: bool):
         self.objective, self.base, self.reader = objective, base, reader
-        process, processes = jax.process_index(), jax.process_count()
+        process, processes = experiment.part()
         self.eos = int(base.tokenizer.encode([""]).ids[0, 0])
         self.said: set[str] = set()
         pool, mix = objective.pool, objective.conditions
@@ -268,7 +269,7 @@ class LatentStream:
         samples = Samples(clips.latents, clips.pictures, clips.picture_frames, clips.ids, clips.length)
         # Shapes come from `rng`, which all processes share; rows from one of their own.
         rows = rng if self.processes == 1 else rng.spawn(self.processes)[self.process]
-        return assemble(samples, rng, self.mix, slots, self.eos, rows)
+        return assemble(samples, rng, self.mix, slots, self.eos, rows, self.base.vae.stride)
 
     def _encode(self, arrays: Any, bucket: int, numbers: np.ndarray) -> tuple[Any, Any]:
         arrays, numbers = jax.device_put((arrays, numbers), self.split)

@@ -135,7 +135,6 @@ class Trainer:
         self.parts: Trained = trained(self.objective, self.rules)
         self.optimizer = experiment.optimizer.build(experiment.steps)
         self.frozen = self.objective.frozen(base, self.mesh, self.rules)
-        self.loss = loss_of(self.objective, self.parts, self.frozen)
         self.checkpoints: Checkpoints = run.checkpoints(experiment.keep)
         self.stream = self.objective.stream(experiment, self.base, held_out=False)
         self.key = jax.random.key(experiment.seed)
@@ -177,6 +176,8 @@ class Trainer:
         halves = compiled_halves(self.objective, self.parts, self.optimizer, self.where, e.ema, e.accumulate)
         self.gradients_fn, self.update_fn = partial(halves[0], self.frozen), halves[1]
         self.measure_fn = partial(jax.jit(measured), self.frozen)
+        # An average lies spread over the devices; what is measured lies as the parameters do.
+        self.gathered = jax.jit(lambda params: params, out_shardings=self.where.params)
         log.info(
             "%s parameters, batch %d, steps %d, %d device(s), %s",
             f"{count:,}",
@@ -220,6 +221,8 @@ class Trainer:
     def _say_changes(self, about: dict[str, Any]) -> None:
         if changes := self._changes(about):
             log.info("changed since step %d: %s", self.step, "; ".join(changes))
+        if kept := [name for name in ("vae", "init") if any(change.startswith(f"{name}:") for change in changes)]:
+            log.warning("%s: what the run began with stays; give another --workdir for another", " and ".join(kept))
 
     # ---- the loop
 
@@ -316,12 +319,14 @@ class Trainer:
         return int(np.argmax(self.experiment.ema))
 
     def _flops(self, shape: Any, batch: Any) -> float:
-        """Model FLOPs of a step: three times those of the forward pass."""
+        """Model FLOPs of a step: three times those of the forward pass. Traced without the mesh, whose programs are of
+        a part of the heads, and without kernels, whose inside is not seen."""
         if shape not in self.flops:
-            with on(self.mesh):
-                self.flops[shape] = 3 * count_flops(
-                    lambda p, b, k: self.loss(p, b, k)[0], self.state.params, batch, self.key
-                )
+            plain = self.objective
+            if getattr(plain, "dit", None) is not None:
+                plain = replace(plain, dit=replace(plain.dit, attention="xla"))
+            loss = loss_of(plain, trained(plain, self.rules), self.frozen)
+            self.flops[shape] = 3 * count_flops(lambda *args: loss(*args)[0], self.state.params, batch, self.key)
         return self.flops[shape]
 
     def roll_back(self) -> None:
@@ -350,6 +355,7 @@ class Trainer:
         keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]
         for decay, params in zip(self.experiment.ema, self.state.ema, strict=True):
             with on(self.mesh), self.clock.spend("measure"):
+                params = self.gathered(params)
                 losses = [self.measure_fn(params, b, k) for b, k in zip(self.held_out, keys, strict=True)]
                 values[f"held_out/{decay:g}"] = float(np.mean(jax.device_get(losses)))
         return {"held_out": values[f"held_out/{max(self.experiment.ema):g}"], **values}

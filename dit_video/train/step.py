@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
-from dit_video.core.mesh import Rules, batch_sharding, shardings
+from dit_video.core.mesh import Axis, Rules, batch_sharding, shardings, ways
 from dit_video.weights.names import keys_of
 
 Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
@@ -170,16 +170,30 @@ def compiled_halves(
 
     second = make_update(optimizer, decays)
     return (
-        jax.jit(first, out_shardings=(where.params, None)),
+        jax.jit(first, out_shardings=(where.ema[0], None)),
         jax.jit(second, donate_argnums=0, out_shardings=(where, None)),
     )
 
 
-def state_shardings(state: TrainState, params: Any, mesh: Mesh) -> TrainState:
-    """Where everything lies: averages and moments beside their parameters, the rest on every device.
+def spread(where: NamedSharding, shape: tuple[int, ...], batch: Axis) -> NamedSharding:
+    """The same, with the mesh axes of the batch that it leaves free over the first axis that is whole and that they
+    divide: of a stack of layers each device gets some, which Muon orthogonalises without a word to the others."""
+    mesh, spec = where.mesh, (*where.spec, *(None,) * (len(shape) - len(where.spec)))
+    taken = {name for axis in spec for name in ((axis,) if isinstance(axis, str) else axis or ())}
+    free = tuple(name for name in ((batch,) if isinstance(batch, str) else batch or ())
+                 if name not in taken and mesh.shape[name] > 1)  # fmt: skip
+    for i, axis in enumerate(spec):
+        if free and ways(axis, mesh) == 1 and shape[i] % ways(free, mesh) == 0:
+            return NamedSharding(mesh, P(*spec[:i], free, *spec[i + 1 :]))
+    return where
 
-    state: shapes of the whole state. params: shardings of the parameters. What belongs to a parameter is told by its
-    path, which ends with that of the parameter.
+
+def state_shardings(state: TrainState, params: Any, mesh: Mesh, rules: Rules) -> TrainState:
+    """Where everything lies: parameters as `params` says, averages and moments as those and `spread` over the batch
+    axes too (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, stage 1), the rest on every device.
+
+    state: shapes of the whole state. What belongs to a parameter is told by its path, which ends with that of the
+    parameter.
     """
     where = {keys_of(path): s for path, s in jax.tree_util.tree_flatten_with_path(params)[0]}
     shapes = {keys_of(path): x.shape for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]}
@@ -188,10 +202,10 @@ def state_shardings(state: TrainState, params: Any, mesh: Mesh) -> TrainState:
         names = keys_of(path)
         for start in range(len(names)):
             if names[start:] in where and shapes[names[start:]] == leaf.shape:
-                return where[names[start:]]
+                return spread(where[names[start:]], leaf.shape, rules.batch)
         return NamedSharding(mesh, P())
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return replace(jax.tree_util.tree_map_with_path(one, state), params=params)
 
 
 def _fresh(params: Any, optimizer: optax.GradientTransformation, averages: int) -> TrainState:
@@ -209,7 +223,7 @@ def layout(
 ) -> tuple[TrainState, TrainState]:
     """Shapes of the state, and the sharding of each array in it."""
     shapes = jax.eval_shape(lambda: _fresh(initial_params(objective, rules, jax.random.key(0)), optimizer, len(decays)))
-    return shapes, state_shardings(shapes, parts.shardings(mesh, rules), mesh)
+    return shapes, state_shardings(shapes, parts.shardings(mesh, rules), mesh, rules)
 
 
 def initial_state(

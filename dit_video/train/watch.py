@@ -49,6 +49,10 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
+        # What hangs may be the disk that the stacks are written to.
+        last = threading.Timer(30.0, os._exit, (HUNG,))
+        last.daemon = True
+        last.start()
         path = self.folder / f"hung_{jax.process_index()}.txt"
         log.error(
             "nothing has come to its end for %g s (hang_after). The stacks of all threads are in %s. "

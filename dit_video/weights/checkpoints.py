@@ -97,8 +97,11 @@ class Checkpoints:
         """
         self.settle()
         if step not in self.manager.all_steps():
-            # The next step is given the state's own buffers to write into: what is being saved must be a copy.
-            flat = jax.tree.map(jnp.copy, flatten(state))
+            flat = flatten(state)
+            if jax.default_backend() == "cpu":
+                # The next step is given the state's own buffers to write into, and here Orbax writes from them. From an
+                # accelerator it has copied them to the host when `save` comes back.
+                flat = jax.tree.map(jnp.copy, flat)
             sums = {name: int(x) for name, x in jax.device_get(checksums(flat)).items()}
             shapes = {name: list(x.shape) for name, x in flat.items()}
             about = about | {"step": step, "checksums": sums, "shapes": shapes}
@@ -295,7 +298,10 @@ def read_vae(folder: Path) -> tuple[VAEConfig, Any]:
     """The inverse of `save_vae`, on the host. Raises `MissingError`, `BadInput` and `NonFinite` as `read_part` does."""
     if not (folder / "config.json").is_file():
         raise MissingError(f"{folder} holds no VAE: it has no config.json")
-    config = names_vae.from_diffusers(json.loads((folder / "config.json").read_text()))
+    try:
+        config = names_vae.from_diffusers(json.loads((folder / "config.json").read_text()))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{folder / 'config.json'} is not the config of a VAE: {error!r}") from None
     return config, read_part(folder, config)
 
 
@@ -371,8 +377,9 @@ def load_run(path: str | os.PathLike[str], ema: str | float | None = None, step:
 
 def open_base(name: str | os.PathLike[str] | None) -> Model:
     """A model by name: a folder's weights are not read yet (see `open_model`), a run's are."""
-    is_run = name is not None and Run.is_run(name) and not (Path(name) / INDEX).is_file()
-    return load_run(name) if is_run else open_model(name)
+    folder = None if name is None else Path(name).expanduser()
+    is_run = folder is not None and Run.is_run(folder) and not (folder / INDEX).is_file()
+    return load_run(folder) if is_run and folder is not None else open_model(name)
 
 
 def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
@@ -417,6 +424,6 @@ def load_vae(name: str | None) -> tuple[VAEConfig, Any]:
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of a folder that holds one, of a model or a run, or ("board") of the weights on board."""
     for folder in (Path(name) / "tokenizer", Path(name)):
-        if (folder / "tokenizer.json").is_file():
+        if any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
             return Tokenizer.from_folder(folder)
     return load_model(name).tokenizer

@@ -55,6 +55,22 @@ def pipe(monkeypatch):
     return made
 
 
+def test_what_comes_after_the_main_suite_does_not_lose_it(pipe, tmp_path, monkeypatch):
+    whole = Renderer.__call__
+
+    def fails(self, prompts, seed, **more):
+        if self.calls:
+            raise MemoryError("no more")
+        return whole(self, prompts, seed, **more)
+
+    monkeypatch.setattr(Renderer, "__call__", fails)
+    argv = ["eval", "--count", "4", "--out", str(tmp_path / "r"), "--seeds", "2", "--references", "0", "--quiet"]
+    assert main(argv) == 4
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["scores"]["all"]["value"] == 1.0
+    assert report["model"]["name"] == "renderer" and "diversity" not in report
+
+
 def test_report_of_a_perfect_model(pipe, tmp_path, capsys):
     assert main(["eval", "--count", "12", "--out", str(tmp_path / "r"), "--json", "--seeds", "2", "--quiet"]) == 0
     printed = json.loads(capsys.readouterr().out)

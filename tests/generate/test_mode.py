@@ -37,10 +37,10 @@ BOARD_SIZE, WAN_SIZE = (64, 64), (480, 832)
         (BOARD, 1441, BOARD_SIZE, 2 * GIB, "extend", 5),
         (BOARD, 1441, (512, 512), 1.2 * GIB, "extend", 4),  # a pass of five latent frames does not fit
         (BOARD, 33, (512, 512), 2 * GIB, "extend", 5),  # no longer than in training, but too much at once
-        (WAN, 81, WAN_SIZE, 24 * GIB, "single", 21),
+        (WAN, 81, WAN_SIZE, 7 * GIB, "single", 21),
         (WAN, 161, WAN_SIZE, 24 * GIB, "single", 21),  # up to twice: with RIFLEx
         (WAN, 169, WAN_SIZE, 24 * GIB, "window", 21),
-        (WAN, 81, WAN_SIZE, 7 * GIB, "window", 6),
+        (WAN, 81, WAN_SIZE, 1.7 * GIB, "window", 6),
         (WAN, 1441, WAN_SIZE, None, "window", 21),
         (TI2V, 121, WAN_SIZE, None, "single", 31),
         (TI2V, 485, WAN_SIZE, None, "window", 31),  # takes a first frame, but was not trained to go on from a tail

@@ -4,6 +4,7 @@ import logging
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,8 +12,12 @@ from PIL import Image
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.generate import preview as module
 from dit_video.generate.preview import preview
+from dit_video.models.vae import VAEConfig
 
-PIPE = SimpleNamespace(programs=SimpleNamespace(on_mesh=nullcontext), params={"vae": None})
+PIPE = SimpleNamespace(
+    programs=SimpleNamespace(on_mesh=nullcontext), params={"vae": None}, memory=None,
+    model=SimpleNamespace(vae=VAEConfig()),
+)  # fmt: skip
 NOW = {"data": np.zeros((1, 2, 4, 4, 4), np.float32)}
 
 
@@ -31,7 +36,8 @@ def test_every_so_many_steps_one_is_written(tmp_path, monkeypatch):
 
 def test_one_that_cannot_be_made_does_not_end_the_clip(tmp_path, monkeypatch, caplog):
     """Half-made latents may decode to anything, and disks fill up."""
-    for error in (NonFinite("NaN from frame 3 on"), OSError(28, "No space left on device")):
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    for error in (NonFinite("NaN from frame 3 on"), OSError(28, "No space left on device"), full):
 
         def fail(*_, error=error):
             raise error

@@ -56,6 +56,7 @@ def test_each_prompt_is_repeated(tiny):
         ({"seed": -3}, "seed=-3"),
         ({"fit": "largest"}, "nearest"),
         ({"num_videos_per_prompt": 0}, "at least 1"),
+        ({"prompt_at": [(1.0, "a star")], "transition": "carry"}, "is made in one piece, which takes one prompt"),
         ({"image": np.zeros((4, 4), np.uint8)}, "uint8 (H, W, 3)"),
         ({"image": np.zeros((32, 32, 3), np.uint8), "num_frames": 1}, "nothing to generate"),
         ({"image": np.zeros((8, 8, 3), np.uint8), "resize": "zoom"}, "crop, pad, stretch"),

@@ -109,6 +109,14 @@ def test_a_prompt_on_the_time_line_cuts(pipe):
     assert out.metadata[0]["prompt_at"] == [[1.0, "a blue star"]]
 
 
+def test_a_cut_soon_after_a_given_picture_does_not_begin_with_it(pipe):
+    """The second prompt begins at slot 1: the stream's own slot 0 stands at the same time as the clip's frame 0."""
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    given = {"num_frames": 17, "solver": "euler", "num_inference_steps": 2, "output_type": "latent"}
+    made = pipe(PROMPT, seed=1, image=picture, prompt_at=[(0.2, "a blue star")], **given).frames[0]
+    np.testing.assert_allclose(made[1, 0, 0, 0], 0.0, atol=1e-5)  # the field's own, not the picture's
+
+
 def test_a_strength_starts_from_the_footage(pipe, tmp_path):
     """Half of the steps: the callback is called for the second alone."""
     from dit_video.data.video import write_video

@@ -5,6 +5,7 @@ import base64
 import importlib.util
 import json
 import re
+import shutil
 import time
 import tomllib
 
@@ -15,6 +16,22 @@ from dit_video.core.config import packaged_experiments
 from dit_video.data.video import read_video
 
 MINUTES = 6  # on two cores
+
+# In the page: every video is waited for until it has gone on by a third of a second; then a frame of it is looked at.
+PLAY = """
+const done = arguments[arguments.length - 1];
+Promise.all([...document.querySelectorAll("video")].map(async video => {
+  const began = performance.now();
+  await video.play();
+  while (video.currentTime < 0.3 && performance.now() - began < 20000) await new Promise(go => setTimeout(go, 50));
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  const paint = canvas.getContext("2d");
+  paint.drawImage(video, 0, 0);
+  return {time: video.currentTime, light: Math.max(...paint.getImageData(0, 0, canvas.width, canvas.height).data
+                                                     .filter((_, i) => i % 4 < 3))};
+})).then(done, error => done(String(error)));
+"""
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +68,31 @@ def test_the_address_is_the_projects(checkout, text):
     assert bool(address) == bool(urls) and all(url in address for url in list(urls.values())[:1])
 
 
-@pytest.mark.slow
-def test_it_runs_and_shows_videos(checkout, tmp_path, monkeypatch):
-    """Without an index to install from and without a Hub."""
+@pytest.fixture(scope="module")
+def executed(checkout, tmp_path_factory):
+    """The notebook with its outputs, and the seconds it took; without an index to install from and without a Hub."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    for name, value in {"PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}.items():
-        monkeypatch.setenv(name, value)
+    folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.read(checkout / "experiments" / "colab_demo.ipynb", as_version=4)
-    began = time.monotonic()
-    client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    spent = time.monotonic() - began
-    showing = [
-        cell for cell in notebook.cells if cell.cell_type == "code" and re.search(r"^ *show\(", cell.source, re.M)
-    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}.items():
+            patch.setenv(name, value)
+        began = time.monotonic()
+        nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook, time.monotonic() - began
+
+
+def shows(cell):
+    """Does a cell show videos? That of the public weights is switched off."""
+    return cell.cell_type == "code" and re.search(r"^ *show\(", cell.source, re.M) and "WAN = False" not in cell.source
+
+
+@pytest.mark.slow
+def test_it_runs_and_shows_videos(executed, tmp_path):
+    notebook, spent = executed
     shown = 0
-    for cell in showing:
-        if "WAN = False" in cell.source:
-            continue
+    for cell in filter(shows, notebook.cells):
         videos = re.findall(r"data:video/mp4;base64,([\w+/=\s]+)", json.dumps(cell.outputs).replace("\\n", ""))
         assert videos, f"no video in the output of\n{cell.source}"
         for number, video in enumerate(videos):
@@ -81,3 +104,25 @@ def test_it_runs_and_shows_videos(checkout, tmp_path, monkeypatch):
         shown += len(videos)
     assert shown >= 10
     assert spent < MINUTES * 60, f"{spent:.0f} s"
+
+
+@pytest.mark.slow
+def test_its_videos_play_in_a_browser(executed, tmp_path):
+    """Headless Chromium opens what each cell put out: time goes on in every video, and it is not black."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if browser is None or driver is None:
+        pytest.skip("not installed: apt-get install chromium chromium-driver")
+    outputs = [output.get("data", {}) for cell in filter(shows, executed[0].cells) for output in cell.outputs]
+    page = tmp_path / "shown.html"
+    page.write_text("<!doctype html>" + "".join(data.get("text/html", "") for data in outputs), encoding="utf-8")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+        options.add_argument(f"--{flag}")
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as window:
+        window.set_script_timeout(60)
+        window.get(page.as_uri())
+        seen = window.execute_async_script(PLAY)
+    assert len(seen) >= 10
+    assert all(video["time"] > 0.2 and video["light"] > 100 for video in seen), seen

@@ -1,6 +1,6 @@
-"""A kill during a save, and other devices after it: a run goes on with the very same parameters.
+"""Kills for real, and other machines after them: whatever ended a run, it goes on to the very same parameters.
 
-A parent that has imported everything and computed nothing forks a child for each attempt: starting that many processes
+A parent that has imported everything and computed nothing forks a child for each attempt: starting twenty processes
 would take longer than what they do.
 """
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
 STANDIN = Path(__file__).with_name("standin.py")
 
 PARENT = """
-import dataclasses, json, os, runpy, signal, sys, traceback
+import dataclasses, json, os, runpy, signal, sys, time, traceback
 from pathlib import Path
-import grain, jax, orbax.checkpoint
+import grain, jax, numpy as np, orbax.checkpoint
 from dit_video.train.loop import Trainer, train
 
 here = Path(sys.argv[2])
@@ -43,6 +43,36 @@ def child(work):
     assert status in (0, -signal.SIGKILL), status
     return json.loads(said) if status == 0 else None
 
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def saved(run):
+    return sorted(int(p.name) for p in (here / run / "checkpoints").glob("*") if p.name.isdigit())
+"""
+
+AT_STEPS = """
+long = small(steps=240, eval_every=240, checkpoint_every=8)
+straight = child(lambda: train(long, here / "straight"))
+rng = np.random.default_rng(int(sys.argv[3]))
+
+def dies(more, delay):
+    whole, first = Trainer._flops, []
+    def flops(self, *args):
+        first.append(self.step)
+        if self.step == first[0] + more:
+            time.sleep(delay)  # a save is under way, or has just ended, or not
+            die()
+        return whole(self, *args)
+    Trainer._flops = flops
+    return train(long, here / "killed")
+
+kills, newest = 0, []
+for _ in range(20):
+    more, delay = int(rng.integers(1, 25)), rng.uniform(0, 0.05)
+    kills += child(lambda: dies(more, delay)) is None
+    newest.append(max(saved("killed"), default=0))
+resumed = child(lambda: train(long, here / "killed"))
+print(json.dumps({"kills": kills, "newest": newest, "straight": straight, "resumed": resumed}))
 """
 
 IN_A_SAVE = """
@@ -55,7 +85,7 @@ def dies():
         while self.step == 10:
             begun = (here / "killed" / "checkpoints").glob("10.orbax-checkpoint-tmp*/**/*")
             if any(path.is_file() for path in begun):
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             assert not (here / "killed" / "checkpoints" / "10").exists(), "it was saved before it could be killed"
     Trainer.save = save
     return train(wide, here / "killed")
@@ -81,10 +111,10 @@ print(json.dumps({"eight": eight, "four": four, "two": two, "straight": straight
 """
 
 
-def run(code, folder):
-    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", PARENT + code, str(STANDIN), str(folder)]
+def run(code, folder, *args):
+    command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", PARENT + code, str(STANDIN), str(folder), *args]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=580, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+        command, capture_output=True, text=True, timeout=840, env=os.environ | {"JAX_PLATFORMS": "cpu"}
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -93,6 +123,15 @@ def run(code, folder):
 def losses(workdir):
     rows = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def test_twenty_kills_at_random_steps(tmp_path):
+    said = run(AT_STEPS, tmp_path, "7")
+    assert said["kills"] == 20
+    assert len(set(said["newest"])) > 5, "they met the run in different places"
+    assert said["resumed"]["fingerprint"] == said["straight"]["fingerprint"]
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert [step for step, _ in losses(tmp_path / "killed")] == list(range(5, 245, 5))
 
 
 def test_a_kill_during_a_save(tmp_path):

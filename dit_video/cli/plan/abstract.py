@@ -73,7 +73,7 @@ class Train:
         first = (self.frozen, self.state.params, self.state.step, self.batch, key)
         return [
             lambda: compiled("gradients", gradients, first, mesh),
-            lambda: compiled("update", update, (self.state, self.state.params, metrics), mesh),
+            lambda: compiled("update", update, (self.state, self.state.ema[0], metrics), mesh),
         ]
 
 

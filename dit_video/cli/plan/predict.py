@@ -135,7 +135,7 @@ def _plan_training(experiment: Experiment, target: Target) -> Plan:
         # The update is given all of the state and the gradients; the first half has only a part of it as arguments.
         peaks.append(max(resident, program.arguments) + program.temporaries + program.outputs)
         activations = max(activations, program.temporaries)
-    hbm |= {"gradients": hbm["parameters"], "activations": activations, "total": max(peaks)}
+    hbm |= {"gradients": device_bytes(run.state.ema[0]), "activations": activations, "total": max(peaks)}
     return Plan(
         target, run.size, hbm, whole and max(peaks) <= target.hbm, sum(parts.values(), Cost()), parts,
         model_flops(run), run.tokens, seconds,
