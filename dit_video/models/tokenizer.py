@@ -191,7 +191,8 @@ _CIRCLED = range(0x1F100, 0x1F16A)
 def train(texts: Iterable[str], vocab_size: int, path: str | Path | None = None) -> Tokenizer:
     """A unigram vocabulary of at most `vocab_size` pieces (Kudo 2018), saved to the folder `path` if one is given.
 
-    The same texts give the same bytes. Every printable ASCII character is in it, so English text has no `<unk>`.
+    The same texts give the same bytes. Every printable ASCII character is in it, so English text has no `<unk>`. Raises
+    `BadInput` when these characters alone are more pieces.
     """
     import tempfile
 
@@ -199,12 +200,16 @@ def train(texts: Iterable[str], vocab_size: int, path: str | Path | None = None)
 
     written = io.BytesIO()
     ascii_pieces = "".join(chr(c) for c in range(33, 127) if not chr(c).isupper() and chr(c) != "`")
+    texts = [clean(text) for text in texts]
+    least = len(set(ascii_pieces).union(*texts)) + 4  # and what stands for padding, end, unknown and a space
+    if vocab_size < least:
+        raise BadInput(f"a tokenizer of {vocab_size} pieces: the characters of these texts alone are {least}")
     with tempfile.NamedTemporaryFile("w", suffix=".tsv", encoding="utf-8") as rules:
         for char, folded in sorted(folding_rules().items()):
             rules.write(f"{ord(char):X}\t{' '.join(f'{ord(c):X}' for c in folded)}\n")
         rules.flush()
         SentencePieceTrainer.train(
-            sentence_iterator=iter([clean(text) for text in texts]),
+            sentence_iterator=iter(texts),
             model_writer=written,
             vocab_size=vocab_size,
             hard_vocab_limit=False,

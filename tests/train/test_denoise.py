@@ -45,12 +45,16 @@ def resolved(tiny, tmp_path_factory):
     return dataclasses.replace(e, objective=objective), base, run
 
 
-def test_a_new_run_keeps_a_copy_of_what_it_stands_on(resolved, tiny):
+def test_a_new_run_keeps_a_copy_of_what_it_stands_on(resolved, tiny, monkeypatch):
+    """From its first checkpoint on; until then another --vae is another one."""
     e, base, run = resolved
     _, params, tokenizer = run.load_base()
     assert tokenizer.model == base.tokenizer.model
     jax.tree.map(np.testing.assert_array_equal, params, tiny.params["vae"])
     elsewhere = dataclasses.replace(e, vae="/nowhere")
+    with pytest.raises(BadInput, match="/nowhere"):
+        elsewhere.objective.resolve(elsewhere, run)
+    monkeypatch.setattr(Run, "has_checkpoint", lambda self: True)
     assert elsewhere.objective.resolve(elsewhere, run)[1].tokenizer.model == base.tokenizer.model
 
 
@@ -60,7 +64,7 @@ def test_a_new_run_keeps_a_copy_of_what_it_stands_on(resolved, tiny):
         ({"dit": None}, "no --init MODEL"),
         ({"text_dim": 7}, "text_dim=7"),
         ({"in_channels": 8}, "the VAE has 4"),
-        ({"vocab": 5}, "text.vocab=5"),
+        ({"vocab": 5}, "a tokenizer of 5 pieces"),
         ({"crops": (Crop(2, 0.0),)}, "crops"),
     ],
 )
