@@ -20,6 +20,7 @@ from dit_video.train.conditions import Conditions
 from dit_video.train.denoise import Crop, Denoise
 from dit_video.train.experiment import Experiment
 from dit_video.train.optim import Optimizer
+from dit_video.weights.model import Defaults
 
 EXPERIMENT = Experiment(
     objective=Denoise(
@@ -31,6 +32,7 @@ EXPERIMENT = Experiment(
         crops=(Crop(5, 0.85), Crop(9, 0.10), Crop(1, 0.05)),
         pool=Pool(clips=1024, reuse=8.0),
         tokenizer="board",
+        defaults=Defaults(guidance=3.0),
     ),
     data=Toyworld(plain=0.75, two=0.2),
     buckets=(
