@@ -1,6 +1,8 @@
-"""Makes the README's pictures of clips: the first prompts of the fixed lists with the first seed, not chosen.
+"""Makes the README's pictures of clips: the first prompts of the fixed list with the first seed, not chosen.
 
-python tools/pictures.py [--model MODEL]   # pictures/plain.png, world.png: contact sheets; plain.webp: moving
+    python tools/pictures.py [--model MODEL]
+
+tools/results/clips.png is a contact sheet, clips.webp moves, clips.txt has the prompts, row by row.
 """
 
 import argparse
@@ -13,23 +15,17 @@ from dit_video import VideoPipeline
 from dit_video.data.video import contact_sheet, frame_grid, write_video
 from dit_video.evals.prompts import suite
 
-OUT = Path(__file__).resolve().parents[1] / "pictures"
-COUNT, COLUMNS = 12, 6
+OUT = Path(__file__).resolve().parent / "results"
+COUNT, COLUMNS = 24, 8
 
 
 def main(model: str | None, seed: int) -> None:
-    pipe = VideoPipeline.from_pretrained(model, progress=True)
-    OUT.mkdir(exist_ok=True)
-    for kind in ("plain", "world"):
-        prompts = [one.prompt for one in suite(COUNT, kind)]
-        out = pipe(prompts, seed=seed)
-        Image.fromarray(contact_sheet(out.frames)).save(OUT / f"{kind}.png")
-        (OUT / f"{kind}.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
-        if kind == "plain":
-            together = np.stack(
-                [frame_grid(np.stack(frames), columns=COLUMNS) for frames in zip(*out.frames, strict=True)]
-            )
-            write_video(OUT / "plain.webp", together, out.clips[0].fps)
+    prompts = [one.prompt for one in suite(COUNT, "plain")]
+    out = VideoPipeline.from_pretrained(model, progress=True)(prompts, seed=seed)
+    Image.fromarray(contact_sheet(out.frames)).save(OUT / "clips.png", optimize=True)
+    (OUT / "clips.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    together = [frame_grid(np.stack(frames), columns=COLUMNS) for frames in zip(*out.frames, strict=True)]
+    write_video(OUT / "clips.webp", np.stack(together), out.clips[0].fps)
 
 
 if __name__ == "__main__":
