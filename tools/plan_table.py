@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,11 @@ def published(fit: bool) -> None:
     for case in PUBLISHED[:1] if fit else PUBLISHED:
         experiment = replace(base, objective=objective, batch=1, mesh=MeshShape(*case.mesh))
         target = slice_target(parse_slice(case.topology))
-        make = plan_generation if case.generate else predict.plan_training
-        cost = make(experiment, target).cost
+        make = plan_generation if case.generate else partial(predict.plan_training, search=False)
+        plan = make(experiment, target)
+        cost = plan.cost
+        if not plan.fits:
+            print(f"{case.name}: {plan.hbm['total'] / GIB:.1f} GiB of {target.hbm / GIB:.1f}", file=sys.stderr)
         seconds, kernels = cost.seconds, cost.kernel_seconds
         if fit:
             reached = predict.KERNELS * kernels / (case.seconds - seconds + kernels)

@@ -176,15 +176,15 @@ def compiled_halves(
 
 
 def spread(where: NamedSharding, shape: tuple[int, ...], batch: Axis) -> NamedSharding:
-    """The same, with the mesh axes of the batch that it leaves free over the first axis that is whole and that they
-    divide: of a stack of layers each device gets some, which Muon orthogonalises without a word to the others."""
+    """Of what lies whole on every device the first axis that the mesh axes of the batch divide is spread over them: of
+    a stack of layers each gets some, which Muon orthogonalises without a word to the others. What is split already
+    stays as it is: between two layouts of a stack the compiler would gather all of it."""
     mesh, spec = where.mesh, (*where.spec, *(None,) * (len(shape) - len(where.spec)))
-    taken = {name for axis in spec for name in ((axis,) if isinstance(axis, str) else axis or ())}
-    free = tuple(name for name in ((batch,) if isinstance(batch, str) else batch or ())
-                 if name not in taken and mesh.shape[name] > 1)  # fmt: skip
-    for i, axis in enumerate(spec):
-        if free and ways(axis, mesh) == 1 and shape[i] % ways(free, mesh) == 0:
-            return NamedSharding(mesh, P(*spec[:i], free, *spec[i + 1 :]))
+    free = tuple(name for name in ((batch,) if isinstance(batch, str) else batch or ()) if mesh.shape[name] > 1)
+    if free and all(ways(axis, mesh) == 1 for axis in spec):
+        for i, size in enumerate(shape):
+            if size % ways(free, mesh) == 0:
+                return NamedSharding(mesh, P(*spec[:i], free, *spec[i + 1 :]))
     return where
 
 

@@ -1,8 +1,15 @@
 """What is exported from the weights on board gives the same frames in diffusers."""
 
+import json
 import runpy
 
 import pytest
+
+
+def test_what_is_stored_is_of_sixteen_prompts_and_near(checkout):
+    rows = json.loads((checkout / "tools" / "results" / "same_frames.json").read_text())["rows"]
+    assert len(rows) == 16
+    assert all(share >= 0.999 for _, share, _ in rows)
 
 
 @pytest.mark.parity

@@ -193,9 +193,14 @@ def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
         flags["ema"] = str(max(experiment.ema))
         yield so_far()
     if dit is not None:
+        moved, fsdp = "mesh.fsdp" in flags, int(flags.get("mesh.fsdp", shape.fsdp))
         for parts in (2, 4):
-            if dit.heads % (shape.context * parts) == 0:
-                flags["mesh.context"] = str(shape.context * parts)
-                if shape.fsdp > 0 and "mesh.fsdp" not in flags and shape.fsdp % parts == 0:
-                    flags |= {"mesh.fsdp": str(shape.fsdp // parts), "batch": str(max(experiment.batch // parts, 1))}
-                yield so_far()
+            # The devices for it come from fsdp.
+            if dit.heads % (shape.context * parts) or (fsdp > 0 and fsdp % parts):
+                continue
+            flags["mesh.context"] = str(shape.context * parts)
+            if fsdp > 0:
+                flags["mesh.fsdp"] = str(fsdp // parts)
+            if fsdp > 0 and not moved:
+                flags["batch"] = str(max(experiment.batch // parts, 1))
+            yield so_far()

@@ -90,6 +90,13 @@ def test_changes_are_flags_that_an_experiment_takes():
     assert any(e.objective.denoise.dit.remat == "block" for _, e in found)
 
 
+@pytest.mark.parametrize("mesh", [MeshShape(1, 1, 4, 1), MeshShape(1, 4, 1, 1), MeshShape(2, 2, 1, 1)])
+def test_no_change_wants_other_devices(mesh):
+    experiment = replace(load_experiment("wan_14b_v5p_32"), mesh=mesh, batch=4)
+    for flags, changed in changes(experiment):
+        assert changed.mesh.resolve(4), flags
+
+
 def test_what_the_compiler_said_when_it_gave_up():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded by 4.25G."
     assert refused(RuntimeError(said)) == 20 * 2**30
