@@ -193,7 +193,7 @@ def test_an_expired_file_says_what_to_do(out, run, monkeypatch):
     about = json.loads((out / "manifest.json").read_text())
     program = run["Programs"].__new__(run["Programs"])
     (out.parent / "old.jax_export").write_bytes(old)
-    program.about, program.file, program.weights = about, out.parent / "old.jax_export", []
+    program.about, program.file, program.weights, program.ready = about, out.parent / "old.jax_export", [], {}
     with pytest.raises(run["BadInput"], match=r"not read by jax .* any more .*dit-video export THIS_FOLDER --refresh"):
         program.make(*[np.zeros(1)] * 3, (0, 0), 1)
 
