@@ -85,10 +85,14 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec)
 
 
+def names_of(axis: Axis) -> tuple[str, ...]:
+    """The mesh axes, from the outermost."""
+    return (axis,) if isinstance(axis, str) else axis or ()
+
+
 def ways(axis: Axis, mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts these mesh axes split an array."""
-    names = (axis,) if isinstance(axis, str) else axis or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in names_of(axis))
 
 
 def fits(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
@@ -118,16 +122,15 @@ def batch_part(mesh: Mesh, rules: Rules, process: int) -> tuple[int, int]:
     Processes whose devices lie behind one another along the other axes (context, tensor) hold the same clips, so they
     bring the same part. Raises `BadInput` when two processes have only some of their clips in common.
     """
-    axes = (rules.batch,) if isinstance(rules.batch, str) else rules.batch or ()
     places = dict(zip(mesh.axis_names, np.indices(mesh.devices.shape), strict=True))
     row = np.zeros(mesh.devices.shape, int)  # the part of the batch that each device has
-    for axis in axes:
+    for axis in names_of(rules.batch):
         row = row * mesh.shape[axis] + places[axis]
     rows: dict[int, set[int]] = {}
     for device, number in zip(mesh.devices.flat, row.flat, strict=True):
         rows.setdefault(device.process_index, set()).add(int(number))
     parts = sorted({tuple(sorted(numbers)) for numbers in rows.values()})
-    if sum(map(len, parts)) != ways(axes, mesh) or len({len(part) for part in parts}) > 1:
+    if sum(map(len, parts)) != ways(rules.batch, mesh) or len({len(part) for part in parts}) > 1:
         raise BadInput(
             f"mesh {dict(mesh.shape)}: some processes share only a part of their clips. Choose data * fsdp so that it "
             "divides over the processes, or the processes over it."

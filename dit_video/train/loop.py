@@ -21,7 +21,7 @@ from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
 from dit_video.train.experiment import Experiment, Stream
 from dit_video.train.guards import Guard
-from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, count_flops, mean, rows_of
+from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, mean, rows_of
 from dit_video.train.processes import Stop, in_turn, whole
 from dit_video.train.step import (
     Trained,
@@ -30,6 +30,7 @@ from dit_video.train.step import (
     initial_state,
     layout,
     loss_of,
+    model_flops,
     on,
     place,
     trained,
@@ -319,14 +320,9 @@ class Trainer:
         return int(np.argmax(self.experiment.ema))
 
     def _flops(self, shape: Any, batch: Any) -> float:
-        """Model FLOPs of a step: three times those of the forward pass. Traced without the mesh, whose programs are of
-        a part of the heads, and without kernels, whose inside is not seen."""
+        """Model FLOPs of a step on this shape of batch."""
         if shape not in self.flops:
-            plain = self.objective
-            if getattr(plain, "dit", None) is not None:
-                plain = replace(plain, dit=replace(plain.dit, attention="xla"))
-            loss = loss_of(plain, trained(plain, self.rules), self.frozen)
-            self.flops[shape] = 3 * count_flops(lambda *args: loss(*args)[0], self.state.params, batch, self.key)
+            self.flops[shape] = model_flops(self.objective, self.rules, self.state.params, batch, self.key, self.frozen)
         return self.flops[shape]
 
     def roll_back(self) -> None:

@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
-from dit_video.core.mesh import Axis, Rules, batch_sharding, shardings, ways
+from dit_video.core.mesh import Axis, Rules, batch_sharding, names_of, shardings, ways
+from dit_video.train.metrics import count_flops
 from dit_video.weights.names import keys_of
 
 Loss = Callable[[Any, Any, PRNGKeyArray], tuple[Float[Array, ""], dict[str, Array]]]
@@ -71,6 +72,17 @@ def loss_of(objective: Any, parts: Trained, frozen: Any = None) -> Loss:
     they must be arguments of what is compiled, or they would be constants in it."""
     given = {} if frozen is None else {"frozen": frozen}
     return lambda params, batch, key: objective.loss(parts.modules(params) | given, batch, key)
+
+
+def model_flops(objective: Any, rules: Rules, params: Any, batch: Any, key: Any, frozen: Any = None) -> float:
+    """Of a step over all devices: three times the forward pass, nothing for what is computed again. Arrays may be
+    shapes. Traced without a mesh, whose programs are of a part of the heads, and without kernels, whose inside is not
+    seen."""
+    plain = objective
+    if getattr(objective, "dit", None) is not None:
+        plain = replace(objective, dit=replace(objective.dit, attention="xla"))
+    loss = loss_of(plain, trained(plain, rules), frozen)
+    return 3 * count_flops(lambda *args: loss(*args)[0], params, batch, key)
 
 
 def gradients(loss: Loss, accumulate: int = 1) -> Callable[[Any, Any, PRNGKeyArray], tuple[Any, Any]]:
@@ -180,7 +192,7 @@ def spread(where: NamedSharding, shape: tuple[int, ...], batch: Axis) -> NamedSh
     a stack of layers each gets some, which Muon orthogonalises without a word to the others. What is split already
     stays as it is: between two layouts of a stack the compiler would gather all of it."""
     mesh, spec = where.mesh, (*where.spec, *(None,) * (len(shape) - len(where.spec)))
-    free = tuple(name for name in ((batch,) if isinstance(batch, str) else batch or ()) if mesh.shape[name] > 1)
+    free = tuple(name for name in names_of(batch) if mesh.shape[name] > 1)
     if free and all(ways(axis, mesh) == 1 for axis in spec):
         for i, size in enumerate(shape):
             if size % ways(free, mesh) == 0:
@@ -189,8 +201,8 @@ def spread(where: NamedSharding, shape: tuple[int, ...], batch: Axis) -> NamedSh
 
 
 def state_shardings(state: TrainState, params: Any, mesh: Mesh, rules: Rules) -> TrainState:
-    """Where everything lies: parameters as `params` says, averages and moments as those and `spread` over the batch
-    axes too (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, stage 1), the rest on every device.
+    """Where everything lies: parameters as `params` says, averages and moments as those, but for what is whole on every
+    device: that is `spread` (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054, stage 1). The rest on every device.
 
     state: shapes of the whole state. What belongs to a parameter is told by its path, which ends with that of the
     parameter.

@@ -57,7 +57,7 @@ def test_processes_that_hold_the_same_clips_bring_the_same_part(mesh, parts):
 
 def test_processes_that_share_some_clips_only():
     with pytest.raises(BadInput, match="share only a part of their clips"):
-        batch_part(cluster(3, 1, 2, 1, hosts=2, order="rows"), Rules(), 0)
+        batch_part(cluster(3, 1, 2, 1, hosts=2), Rules(), 0)
 
 
 def test_slices_split_the_data_axis(monkeypatch):

@@ -1,10 +1,7 @@
 """The measurement of the input pipeline: its figures are what they say."""
 
 import itertools
-import runpy
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -12,11 +9,8 @@ from dit_video.data.buckets import Bucket
 
 
 @pytest.fixture(scope="module")
-def script():
-    folder = Path(__file__).resolve().parents[2] / "tools"
-    sys.path.insert(0, str(folder))
-    yield runpy.run_path(str(folder / "input.py"))
-    sys.path.remove(str(folder))
+def script(load):
+    return load("input.py")
 
 
 class Slow:

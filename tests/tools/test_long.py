@@ -1,19 +1,12 @@
 """The test that a long clip has to pass: exact renders do, a frozen clip and one that repeats itself do not."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 
 @pytest.fixture(scope="module")
-def tool():
-    folder = Path(__file__).resolve().parents[2] / "tools"
-    sys.path.insert(0, str(folder))
-    yield runpy.run_path(str(folder / "long.py"))
-    sys.path.remove(str(folder))
+def tool(load):
+    return load("long.py")
 
 
 @pytest.mark.slow

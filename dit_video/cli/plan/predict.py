@@ -21,10 +21,9 @@ from dit_video.core.config import override
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
 from dit_video.models.dit import flops
+from dit_video.train import step
 from dit_video.train.experiment import Experiment
 from dit_video.train.lora import FineTune
-from dit_video.train.metrics import count_flops
-from dit_video.train.step import loss_of, trained
 
 KERNELS = 1.0  # not fitted yet, see above
 PRODUCTS = 0.9  # assumed: of large products outside of kernels
@@ -161,12 +160,8 @@ def model_flops(run: abstract.Train) -> float:
         extra = 0 if batch.extra is None else batch.extra.latents.shape[1]
         one = flops(dit, batch.latents.shape[1:4], batch.ids.shape[1], extra)
         return run.clips * one * (3 if objective.lora is None else 2)
-    plain = objective
-    if getattr(objective, "dit", None) is not None:
-        plain = replace(objective, dit=replace(objective.dit, attention="xla"))
-    loss = loss_of(plain, trained(plain, e.rules))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return 3 * count_flops(lambda *args: loss(*args)[0], run.state.params, run.batch, key)
+    return step.model_flops(objective, e.rules, run.state.params, run.batch, key)
 
 
 def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:

@@ -1,0 +1,14 @@
+"""What the tests of tools share."""
+
+import runpy
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def load(checkout):
+    """Runs a tool by its name, with its neighbours to import; gives its globals."""
+    sys.path.insert(0, str(checkout / "tools"))
+    yield lambda name: runpy.run_path(str(checkout / "tools" / name))
+    sys.path.remove(str(checkout / "tools"))
