@@ -2,12 +2,16 @@
 
     python tools/measure.py generate   # from a cold process to the file: with an empty compile cache, and again
     python tools/measure.py train      # steps of the toyworld experiment, and what part of the measured peak they are
-    python tools/measure.py toyworld   # 96 plain prompts, made with the weights on board and judged
+    python tools/measure.py toyworld   # 96 plain prompts, made and judged
     python tools/measure.py image      # the same from a given first frame: is it kept, and is the prompt followed
+    python tools/measure.py seam       # from the last frames of a given clip: is there a jump where it goes on
+    python tools/measure.py start      # many seeds of a prompt: do places differ as much as those of renders
+    python tools/measure.py steps      # scores and seconds by solver and number of steps; goes on where it was stopped
 
-Needs the package installed, and a machine with nothing else to do.
+Needs the package installed, and a machine with nothing else to do. The last five take --model and --count.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -41,12 +45,42 @@ def write(name: str, folder: Path = RESULTS, **data: Any) -> dict[str, Any]:
     """NAME.json, with machine (unless it is given) and date."""
     data = {**data, "machine": data.get("machine") or machine(), "date": datetime.date.today().isoformat()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    partial = folder / f"{name}.json.partial"  # rows of hours are in it: it is whole at any time
+    partial.write_text(json.dumps(data, indent=1) + "\n")
+    partial.replace(folder / f"{name}.json")
     return data
 
 
-def store(name: str, **data: Any) -> None:
-    print(json.dumps(write(name, **data), indent=1))
+def store(name: str, folder: Path = RESULTS, **data: Any) -> None:
+    print(json.dumps(write(name, folder, **data), indent=1))
+
+
+class Rows:
+    """Rows that are stored as they are done: who measures again goes on with those that are missing. A row is told by
+    its first `keys` cells. `settings` are what all rows share; SystemExit where those that are stored have others."""
+
+    def __init__(self, name: str, folder: Path, columns: list[str], keys: int, settings: dict[str, Any], made_by: str):
+        self.name, self.folder, self.keys = name, folder, keys
+        self.shared = {"made_by": made_by, "columns": columns, "settings": settings}
+        file = folder / f"{name}.json"
+        self.data: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"rows": []}
+        if self.data["rows"] and self.data.get("settings") != settings:
+            raise SystemExit(f"{file} is of {self.data.get('settings')}, not of {settings}: move it, or give --out")
+        self.rows: list[list[Any]] = self.data["rows"]
+
+    def __contains__(self, key: tuple[Any, ...]) -> bool:
+        return any(row[: self.keys] == list(key) for row in self.rows)
+
+    def add(self, row: list[Any], **more: Any) -> None:
+        """Stores a row in place of the one with its key, and `more` beside all rows."""
+        print(*row, sep=" | ", flush=True)
+        self.rows[:] = [old for old in self.rows if old[: self.keys] != row[: self.keys]] + [row]
+        self.keep(**more)
+
+    def keep(self, **more: Any) -> None:
+        """Stores what there is, and `more` beside it."""
+        self.data = {**self.data, **self.shared, **more, "machine": machine()}
+        write(self.name, self.folder, **self.data)
 
 
 def command(*args: str, cwd: Path, **env: str) -> tuple[dict[str, Any], float]:
@@ -114,42 +148,33 @@ def train(steps: int = 100) -> None:
     store("train", made_by="python tools/measure.py train", columns=["toyworld, float32", ""], rows=rows)
 
 
-def toyworld(count: int = 96) -> None:
-    line = ["eval", "--suite", "toyworld", "--prompts", "plain", "--count", str(count), "--seeds", "0", "--free", "0"]
+def toyworld(args: argparse.Namespace) -> None:
+    line = ["eval", "--suite", "toyworld", "--prompts", "plain", "--count", str(args.count or 96)]
+    line += ["--seeds", "0", "--free", "0", *(["--model", str(Path(args.model).resolve())] if args.model else [])]
     with tempfile.TemporaryDirectory() as folder:
         report, _ = command(*line, "--out", "report", cwd=Path(folder))
     splits, reference = report["splits"], report["reference"]
     kept = {"scores": report["scores"], "splits": {"template": splits["template"]}, "values": report["values"]}
     kept["reference"] = {name: reference[name] for name in ("renders", "shuffled")}
-    store("toyworld", made_by="python tools/measure.py toyworld", **kept)
+    store("toyworld", args.out, made_by=args.made_by, **kept)
 
 
-def image(count: int = 96) -> None:
-    import numpy as np
+def main(argv: list[str] | None = None) -> None:
+    import judged
 
-    from dit_video import VideoPipeline
-    from dit_video.data.toyworld.render import pack, render_batch, to_uint8
-    from dit_video.evals.measure import measure
-    from dit_video.evals.prompts import suite
-    from dit_video.evals.reconstruction import psnr
-    from dit_video.evals.score import score
-
-    asked, pipe = suite(count, "plain"), VideoPipeline.from_pretrained()
-    given = [to_uint8(np.asarray(render_batch(pack([one.scene]), 1, 64, 64)))[0, 0] for one in asked]
-    clips = [
-        pipe(one.prompt, image=first, seed=i).frames[0] for i, (one, first) in enumerate(zip(asked, given, strict=True))
-    ]
-    decibels = [psnr(clip[0], first) for clip, first in zip(clips, given, strict=True)]
-    scores = score([measure(clip) for clip in clips], asked)["scores"]
-    rows: list[list[Any]] = [
-        ["PSNR of the first frame, dB: mean", float(np.mean(decibels))],
-        ["the worst", float(min(decibels))],
-        *([f"{name} as asked", f"{100 * scores[name]['value']:.0f} %"] for name in ("colour", "shape", "motion")),
-    ]
-    columns = [f"{count} plain prompts, the first frame of a render given", ""]
-    store("image", made_by="python tools/measure.py image", columns=columns, rows=rows)
+    alone = {"generate": generate, "train": train}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", default="generate", choices=[*alone, "toyworld", *judged.MEASUREMENTS])
+    parser.add_argument("--model", help="a model folder or a run (default: the weights on board)")
+    parser.add_argument("--count", type=int, help="of prompts (default: 96; of seam and start 32)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder to store in (default: tools/results)")
+    args = parser.parse_args(argv)
+    if args.what in alone:
+        return alone[args.what]()
+    given = [f" --{name} {value}" for name in ("model", "count") if (value := getattr(args, name)) is not None]
+    args.made_by = f"python tools/measure.py {args.what}{''.join(given)}"
+    return toyworld(args) if args.what == "toyworld" else judged.MEASUREMENTS[args.what](args)
 
 
 if __name__ == "__main__":
-    what = sys.argv[1] if len(sys.argv) > 1 else "generate"
-    {"generate": generate, "train": train, "toyworld": toyworld, "image": image}[what]()
+    main()

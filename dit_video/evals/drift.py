@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dit_video.core.errors import BadInput
 from dit_video.core.log import Progress
@@ -96,6 +97,11 @@ def _change(clips: Sequence[Frames], start: int) -> float:
 
 
 def cut(clip: Frames) -> float:
-    """Largest mean difference between two frames over the median one: 1 to 2 in steady motion, far more at a seam."""
+    """The largest of `changes`: 1 to 2 in steady motion, far more at a seam."""
+    return float(changes(clip).max())
+
+
+def changes(clip: Frames) -> Float[np.ndarray, "T-1"]:
+    """Mean difference between each two frames over the median one."""
     each = np.abs(np.diff(clip.astype(np.int16), axis=0)).mean((1, 2, 3))
-    return float(each.max() / max(np.median(each), _CALM))
+    return each / max(np.median(each), _CALM)

@@ -1,11 +1,11 @@
 """The suite of prompts: a model makes a clip of each, the judge reads it, and the report says how often they agree."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from dit_video.core.errors import BadInput
 from dit_video.core.log import Progress
@@ -200,19 +200,27 @@ def _first_frames(clips: Sequence[Frames], rendered: np.ndarray) -> dict[str, fl
 def _diversity(subject: Subject, seeds: int, how: Sampling, progress: Progress) -> dict[str, float]:
     """Spread of start positions over seeds of one prompt, in units of min(height, width), and the renderer's."""
     prompts, real, groups = [], [], []
-    height, width = how.height, how.width
     for i, given in enumerate(_DIVERSE):
-        scenes = [make_scene(np.random.default_rng((i, k)), height=height, width=width, **given) for k in range(_DRAWS)]
-        track = screen_track(pack(scenes), np.zeros(1, np.float32), height, width)
-        real += list(np.stack([track.x[:, 0, 0], track.y[:, 0, 0]], -1) / min(height, width))
-        groups += [i] * _DRAWS
-        prompts += [canonical(scenes[0])] * seeds
+        prompt, places = starts(given, i, how.height, how.width)
+        real += list(places)
+        groups += [i] * len(places)
+        prompts += [prompt] * seeds
     with progress.phase("generate"):
         clips = subject.make(prompts, replace(how, seed=how.seed + 1))
     places = [quality.first_place(reading) for reading in read(clips, subject.fps, progress)]
     made, known = quality.spread(places, prompts), quality.spread(real, groups)
     ratio = {} if np.isnan(made) else {"spread": round(made, 4), "ratio": round(made / known, 4)}
     return ratio | {"renders": round(known, 4), "n": len(prompts), "seen": sum(place is not None for place in places)}
+
+
+def starts(given: Mapping[str, str], number: int, height: int, width: int) -> tuple[str, Float[np.ndarray, "N 2"]]:
+    """A prompt of these words of one object, and where the renderer lets that object start, scene by scene, in units of
+    min(height, width)."""
+    scenes = [
+        make_scene(np.random.default_rng((number, k)), height=height, width=width, **given) for k in range(_DRAWS)
+    ]
+    track = screen_track(pack(scenes), np.zeros(1, np.float32), height, width)
+    return canonical(scenes[0]), np.stack([track.x[:, 0, 0], track.y[:, 0, 0]], -1) / min(height, width)
 
 
 def _free(subject: Subject, count: int, how: Sampling, progress: Progress) -> dict[str, Any]:
