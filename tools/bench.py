@@ -262,6 +262,21 @@ def growing(quick: bool) -> dict[str, list[Shape]]:
     }
 
 
+def grown(rows: list[list[Any]], runs: dict[str, Any]) -> str:
+    """Seconds, and memory, of a step over its tokens: a curve for each way to have more of them."""
+    from dit_video.evals.plots import below, points
+
+    seconds: dict[str, list[tuple[float, float]]] = {}
+    memory: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        line, (base, shape) = row[0].split(" x ")[0], runs[row[0]]["shapes"]
+        seconds.setdefault(line, [(float(np.prod(base)), row[2])]).append((float(np.prod(shape)), row[1]))
+        if row[6] is not None:
+            memory.setdefault(line, []).append((float(np.prod(shape)), float(row[6])))
+    plots = [points(seconds, "tokens in all", "seconds")]
+    return below([*plots, points(memory, "tokens in all", "MB at the peak")] if memory else plots)
+
+
 def tokens(args: argparse.Namespace) -> None:
     """A step that would take more than --limit seconds, at the speed of the one before, is left out."""
     from dit_video.models.dit import flops
@@ -274,7 +289,8 @@ def tokens(args: argparse.Namespace) -> None:
              for line, shapes in lines.items() for one in shapes[1:]}  # fmt: skip
     columns = [f"step of {cfg.depth} x {cfg.width} wide, {cfg.dtype}, {cfg.attention}", "s", "of x 1, s", "times x 1",
                "over linear", "FLOPs over linear", "MB", "calls of each"]  # fmt: skip
-    table = Table("bench_tokens", "python tools/bench.py tokens", columns, list(words.values()), args.out)
+    note = "a step of the denoiser over its tokens: seconds, and memory at the peak"
+    table = Table("bench_tokens", "python tools/bench.py tokens", columns, list(words.values()), args.out, grown, note)
     lines = picked(lines, args.only)
     with at_work(job | {"shapes": {named(one): one for shapes in lines.values() for one in shapes}}) as (worker,):
         for line, (base, *shapes) in lines.items():

@@ -123,13 +123,16 @@ def megabytes(number: int | None) -> int | None:
 
 @dataclass
 class Table:
-    """Rows that are stored as they are done. A row is told by its first cell."""
+    """Rows that are stored as they are done. A row is told by its first cell. `draw`: an SVG of the rows and of what
+    else is known of each, that stands beside them; `note` says what it shows."""
 
     name: str
     made_by: str
     columns: list[str]
     order: list[str]  # of the rows that there may be
     folder: Path | None  # None: nothing is stored
+    draw: Callable[[list[Row], dict[str, Any]], str] | None = None
+    note: str = ""
 
     def add(self, row: Row, about: dict[str, Any], **details: Any) -> None:
         """`about`: the device and the versions of the rival (of ours where there is none), which with the machine are
@@ -148,5 +151,8 @@ class Table:
         runs = {**old.get("runs", {}), row[0]: details}
         known = [one for one in self.order if one in rows]
         known += [one for one in rows if one not in known]
-        write(name, self.folder, made_by=self.made_by, **same, rows=[rows[one] for one in known],
-              runs={one: runs[one] for one in known})  # fmt: skip
+        all_rows, all_runs, seen = [rows[one] for one in known], {one: runs[one] for one in known}, {}
+        if self.draw is not None:
+            (self.folder / f"{name}.svg").write_text(self.draw(all_rows, all_runs))
+            seen = {"note": self.note, "picture": f"tools/results/{name}.svg"}
+        write(name, self.folder, made_by=self.made_by, **same, **seen, rows=all_rows, runs=all_runs)

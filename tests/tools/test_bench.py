@@ -62,7 +62,8 @@ def check(tools, data, rows):
         assert len(row) == len(data["columns"])
         assert all(seconds > 0 for each in data["runs"][row[0]]["seconds"] for seconds in each)
     text = tools["tables"].table(data).splitlines()
-    assert len(text) == rows + 4 and text[-1].startswith(f"`{data['made_by']}`")
+    picture = 4 if "picture" in data else 0  # its note, itself, and the space around
+    assert len(text) == rows + 4 + picture and text[-1].startswith(f"`{data['made_by']}`")
 
 
 def test_calls_take_turns_and_stop_in_time(tools):
@@ -110,6 +111,9 @@ def test_scaling_with_tokens_frames_and_clips(tools, here, tmp_path):
     assert np.allclose(of["times x 1"] / times, of["over linear"])
     assert of["FLOPs over linear"][2] == 1.0  # clips do not look at each other
     assert "tokens x 4: 1 x 64 tokens" in of[data["columns"][0]]
+    curves = (tmp_path / "bench_tokens.svg").read_text()
+    assert data["picture"] == "tools/results/bench_tokens.svg" and curves.count("<polyline") == 6
+    assert curves.count("<circle") == 3 * 2 + 3  # seconds of both ends of each line, memory of the far one
 
 
 @pytest.mark.slow
