@@ -65,7 +65,7 @@ def to_tones(pixels: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.
 
 def nearest_on(off: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where on the way from 0 the point nearest to `off` (..., 3) is, unclipped, and its distance if clipped."""
-    length = way @ way
+    length = max(way @ way, np.float32(1e-12))  # of a black clip there is no way
     along = off @ (way / length)
     on = np.clip(along, 0, 1)
     square = off[..., 0] ** 2 + off[..., 1] ** 2 + off[..., 2] ** 2 + on * (on - 2 * along) * length

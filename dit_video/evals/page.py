@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ from dit_video.evals import plots, tables
 from dit_video.evals.tables import Table
 
 _SHEET = 16  # clips on a contact sheet
+_LINE, _WORDS, _LETTERS, _GAP = 13, 420, 70, 8  # pixels of a line of words and of its length; letters; between strips
 _SAID = ("size", "colour", "shape", "motion", "direction", "speed")  # of what is seen
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
@@ -49,17 +51,40 @@ def sheets(report: Mapping[str, Any], clips: Sequence[UInt8[np.ndarray, "T H W 3
 
 
 def write(out: Path, report: Mapping[str, Any], clips: Sequence[UInt8[np.ndarray, "T H W 3"]]) -> None:
-    """OUT/report.json, OUT/index.html, and the contact sheets as pictures: OUT/first.png, best.png, worst.png."""
+    """OUT/report.json, OUT/index.html, and the contact sheets as pictures: OUT/first.png, best.png, worst.png. On that
+    of the worst clips of prompts stands beside each what failed."""
     from PIL import Image
 
     pictures = {}
     for name, which in sheets(report, clips).items() if len(clips) else ():
-        data = io.BytesIO()
-        Image.fromarray(contact_sheet([clips[i] for i in which])).save(data, "PNG")
+        data, shown = io.BytesIO(), [clips[i] for i in which]
+        said = [_said(report["clips"][i]) for i in which] if name == "worst" and _has_prompts(report) else None
+        Image.fromarray(beside(shown, said) if said else contact_sheet(shown)).save(data, "PNG")
         pictures[name] = (data.getvalue(), which)
         (out / f"{name}.png").write_bytes(data.getvalue())
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "index.html").write_text(page(report, pictures), encoding="utf-8")
+
+
+def beside(
+    clips: Sequence[UInt8[np.ndarray, "T H W 3"]], said: Sequence[tuple[str, str, str]]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A strip of frames a clip, one below the other, and to the right of each what `_said` says of it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    room = max(0, 5 * _LINE - max(clip.shape[1] for clip in clips))
+    strips = contact_sheet([np.pad(c, ((0, 0), (0, room), (0, 0), (0, 0)), constant_values=255) for c in clips], 1)
+    sheet = Image.fromarray(np.pad(strips, ((0, _LINE), (0, _WORDS), (0, 0)), constant_values=255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LINE - 2)
+    for i, (prompt, seen, wrong) in enumerate(said):
+        top = round(i * (len(strips) + _GAP) / len(clips))
+        failed = (f"wrong: {wrong}", "#b00020", 2) if wrong else ("as asked", "#666", 1)
+        said_of = ((prompt, "#222", 2), (f"seen: {seen or 'nothing'}", "#666", 1), failed)
+        for text, colour, most in said_of:
+            for line in textwrap.wrap(text, _LETTERS)[:most]:
+                draw.text((strips.shape[1] + _GAP, top), line, colour, font)
+                top += _LINE
+    return np.asarray(sheet)
 
 
 def page(report: Mapping[str, Any], pictures: Mapping[str, tuple[bytes, list[int]]]) -> str:
@@ -71,13 +96,13 @@ def page(report: Mapping[str, Any], pictures: Mapping[str, tuple[bytes, list[int
     for name, (png, which) in pictures.items():
         data = base64.b64encode(png).decode()
         parts.append(f'<h2>{name} clips</h2><img alt="{name} clips" src="data:image/png;base64,{data}">')
-        if "clips" in report and "prompt" in report["clips"][0]:
+        if _has_prompts(report):
             parts.append(_captions([report["clips"][i] for i in which]))
     parts += _plots(report)
     parts += [_table(table) for table in tables.tables(report)]
     for name, asked in report.get("confusions", {}).items():
         parts.append(_table(_confusion(name, asked)))
-    if "clips" in report and report["clips"] and "prompt" in report["clips"][0]:
+    if _has_prompts(report):
         parts.append(f"<h2>every clip</h2>{_captions(report['clips'])}")
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -100,13 +125,18 @@ def _confusion(name: str, asked: Mapping[str, Mapping[str, int]]) -> Table:
     return Table(f"{name}: asked (rows) and seen (columns)", ["", *seen], rows)
 
 
+def _has_prompts(report: Mapping[str, Any]) -> bool:
+    return bool(report.get("clips")) and "prompt" in report["clips"][0]
+
+
+def _said(clip: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The prompt of a clip, what is seen in it, and what is wrong."""
+    objects = [" ".join(filter(None, (one[name] for name in _SAID))) for one in clip["seen"]["objects"]]
+    return clip["prompt"], "; ".join(objects), ", ".join(clip["wrong"]) if clip["readable"] else clip["reason"]
+
+
 def _captions(clips: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for clip in clips:
-        objects = [" ".join(filter(None, (one[name] for name in _SAID))) for one in clip["seen"]["objects"]]
-        wrong = ", ".join(clip["wrong"]) if clip["readable"] else clip["reason"]
-        rows.append([clip["prompt"], "; ".join(objects), wrong])
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _said(clip))}</tr>" for clip in clips)
     head = "<tr><th>prompt</th><th>seen</th><th>wrong</th></tr>"
     return f'<div class="scroll"><table class="words">{head}{body}</table></div>'
 

@@ -1,5 +1,7 @@
-"""Plots as SVG, written by hand: bars with intervals, and lines. Text and axes take the page's own colour."""
+"""Plots as SVG, written by hand: bars with intervals, lines, points. Text and axes take the page's own colour."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,7 +13,8 @@ _HIGH, _SIDE = 170, 46  # of a plot of lines
 
 def _svg(width: float, height: float, parts: Sequence[str]) -> str:
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" role="img" font-family="sans-serif" '
         f'font-size="12" fill="currentColor">{"".join(parts)}</svg>'
     )
 
@@ -76,3 +79,48 @@ def lines(labels: Sequence[str], curves: Mapping[str, Sequence[float | None]], s
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
         parts.append(_text(_SIDE + _WIDE + 12, 20 + 16 * k, name, colour=colour))
     return _svg(_SIDE + _WIDE + 150, max(_HIGH + 36, 30 + 16 * len(curves)), parts)
+
+
+def points(
+    curves: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, share: bool = False, line: str = ""
+) -> str:
+    """Curves of (x, y) with x > 0 on a scale of powers of ten. share: y is one of 0 to 100 %, else y > 0 is on such a
+    scale, too. line: the curve of this name is a line without marks. across, up: what the axes are."""
+    xs = [math.log10(x) for curve in curves.values() for x, _ in curve]
+    ys = [y if share else math.log10(y) for curve in curves.values() for _, y in curve]
+    (left, right), (low, high) = _room(xs), (0.0, 1.0) if share else _room(ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        part = (math.log10(x) - left) / (right - left), ((y if share else math.log10(y)) - low) / (high - low)
+        return _SIDE + _WIDE * part[0], 20 + _HIGH * (1 - part[1])
+
+    bottom = 20 + _HIGH
+    parts = [_line(_SIDE, 20, _SIDE, bottom), _line(_SIDE, bottom, _SIDE + _WIDE, bottom)]
+    parts += [_text(_SIDE - 6, 12, up), _text(_SIDE + _WIDE, bottom + 32, across, "end")]
+    for part in (0.0, 0.5, 1.0):
+        value = low + part * (high - low)
+        label = f"{100 * value:g} %" if share else f"{10**value:.3g}"
+        parts.append(_text(_SIDE - 6, bottom - _HIGH * part + 4, label, "end"))
+        parts.append(_text(_SIDE + _WIDE * part, bottom + 16, f"{10 ** (left + part * (right - left)):.2g}", "middle"))
+    for k, (name, curve) in enumerate(curves.items()):
+        colour, spots = _HUES[k % len(_HUES)], [place(x, y) for x, y in curve]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{1 + (name != line)}"/>')
+        if name != line:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in spots]
+        parts.append(_text(_SIDE + _WIDE + 12, 30 + 16 * k, name, colour=colour))
+    return _svg(_SIDE + _WIDE + 190, max(bottom + 40, 40 + 16 * len(curves)), parts)
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    """From the least to the largest, with some room."""
+    room = 0.05 * (max(values) - min(values)) or 0.5
+    return min(values) - room, max(values) + room
+
+
+def below(plots: Sequence[str]) -> str:
+    """One picture of several, one below the other."""
+    sizes = [[float(v) for v in re.findall(r'(?:width|height)="([\d.]+)"', plot)[:2]] for plot in plots]
+    tops = [sum(height for _, height in sizes[:i]) for i in range(len(plots))]
+    inside = [plot.replace("<svg ", f'<svg y="{top:g}" ', 1) for plot, top in zip(plots, tops, strict=True)]
+    return _svg(max(width for width, _ in sizes), sum(height for _, height in sizes), inside)
