@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 What is known stands in the video file itself, or in NAME.json beside it. With --rerun the clip is made again from
 that: the same model, prompt, seed and settings. Exit code 0 when the SHA-256 of the raw frames is the stored one, 1
-when it is another, 2 when the file does not say enough, 3 when the model or the picture is not there any more.
+when it is another, 2 when the file does not say enough, 3 when the model, a picture or footage is not there any more.
 
 examples:
   dit-video inspect star.mp4
@@ -26,8 +26,11 @@ ASKED = (
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",
-    "frames_sha256", "seconds", "weights",
+    "frames_sha256", "seconds", "weights", "strength",
 )  # fmt: skip
+# Of what else a clip was given, each with where it is from: what that is, and what was said of how to use it.
+GIVEN = {"image": "picture", "reference": "picture", "extend": "footage", "video": "footage", "mask": "mask"}
+USES = ("resize", "before", "strength", "interpolate")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +41,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--rerun", action="store_true", help="make it again, and compare the frames")
     parser.add_argument("--model", metavar="MODEL", help="where its model is now (default: where it was)")
     parser.add_argument("--image", action="append", metavar="PATH",
-                        help="where its picture is now (default: where it was); of several, one each")  # fmt: skip
+                        help="where its picture, footage or mask is now (default: where it was); "
+                        "of several, one each")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
 
 
@@ -116,6 +120,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.generate.clip import frames_sha256
     from dit_video.generate.pipeline import VideoPipeline
     from dit_video.generate.request import resolve
+    from dit_video.generate.shots import OPENING
 
     try:
         how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights")}
@@ -132,9 +137,11 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     if pipe.whole(request):
         # The whole batch that it was a part of: a matrix product rounds by its shape.
         place = clip % size
-        shape = pipe.model.vae.latent_shape(request.num_frames, request.height, request.width)
-        noise = clip_noise(request.seed, [clip - place + i for i in range(size)], shape[0], shape[1:])
-        made = pipe.run(request, latents=noise).clips[place]
+        shape = pipe.model.vae.latent_shape(request.num_frames, request.height, request.width)[1:]
+        (shot,), lead = request.shots(pipe.model.vae.stride), OPENING + np.arange(len(request.given.references))
+        which = range(clip - place, clip - place + size)
+        noise = [clip_noise(request.seed, which, 1, shape, int(slot)) for slot in (*lead, *shot.noise)]
+        made = pipe.run(request, latents=np.concatenate(noise, 1)).clips[place]
         frames, now = made.frames, made.metadata
     else:
         request = resolve(pipe.model, [metadata["prompt"]] * (clip + 1), memory=pipe.memory, **given)
@@ -152,7 +159,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
 
 def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     """What the clip was asked with, for `generate.request.resolve`. Raises BadInput where the metadata does not say
-    enough to ask again, MissingError for a picture that is not there."""
+    enough to ask again, MissingError for a picture or footage that is not there."""
     from dit_video.core.errors import BadInput
 
     given = {name: metadata[name] for name in ASKED if metadata.get(name) is not None}
@@ -162,27 +169,39 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
         given |= {"long": long["mode"], "noise_order": long["noise"]}
         given |= {name: long[name] for name in ("window", "overlap", "rope")}
     sources = metadata.get("given") or ([{"frame": 0} | metadata["image"]] if metadata.get("image") else [])
-    strange = [source for source in sources if not {"frame", "image"} <= set(source)]
-    known = {*ASKED, *TOLD, "image", "long", *([] if strange else ["given"])}
+    kinds = [next((kind for kind in GIVEN if kind in source), None) for source in sources]
+    known = {*ASKED, *TOLD, "image", "long", *([] if None in kinds else ["given"])}
     if unknown := sorted(name for name, value in metadata.items() if name not in known and value):
         raise BadInput(f"{args.file} was made with {', '.join(unknown)}, which what it says is not enough to repeat.")
     now = args.image or [None] * len(sources)
     if len(now) != len(sources):
-        were = ", ".join(f"{source['image']} (frame {source['frame']})" for source in sources) or "none"
-        raise BadInput(
-            f"--image is given {len(now)} times; the pictures of {args.file} were {were}. Give one for each."
-        )
-    pictures = {source["frame"]: find_image(args, source["image"], at) for source, at in zip(sources, now, strict=True)}
-    if pictures:
-        given["resize"] = sources[0].get("resize", "crop")
+        were = ", ".join(named(kind, source) for kind, source in zip(kinds, sources, strict=True)) or "none"
+        raise BadInput(f"--image is given {len(now)} times; what {args.file} was made from: {were}. Give one for each.")
+    pictures: dict[int, Path] = {}
+    for kind, source, at in zip(kinds, sources, now, strict=True):
+        file = find_given(args, GIVEN[kind], source[kind], at)
+        if kind == "image":
+            pictures[source["frame"]] = file
+        else:
+            given[kind] = [*given.get(kind, ()), file] if kind == "reference" else file
+        given |= {name: source[name] for name in USES if name in source}
+        if kind == "extend":
+            given["num_frames"] += 1 - source["used"]  # one frame is of both, the footage and what was made
+    if given.get("interpolate"):
+        del given["num_frames"]  # as many as the footage gives
     for name, frame in (("image", 0), ("last_image", metadata["num_frames"] - 1)):
         if frame in pictures:
             given[name] = pictures.pop(frame)
     return given | ({"keyframes": pictures} if pictures else {})
 
 
-def find_image(args: argparse.Namespace, name: str, now: str | None) -> Path:
-    """A picture that a clip was made from: where it is `now`, or as it was named then, or beside the clip. Raises
+def named(kind: str, source: dict[str, Any]) -> str:
+    """Something that a clip was given, for people."""
+    return f"{source[kind]} ({'frame ' + str(source['frame']) if kind == 'image' else GIVEN[kind]})"
+
+
+def find_given(args: argparse.Namespace, what: str, name: str, now: str | None) -> Path:
+    """Something that a clip was made from: where it is `now`, or as it was named then, or beside the clip. Raises
     MissingError."""
     from dit_video.core.errors import MissingError
 
@@ -190,8 +209,8 @@ def find_image(args: argparse.Namespace, name: str, now: str | None) -> Path:
     for place in places:
         if place.is_file():
             return place
-    what = "was given from Python" if name == "given" else f"is not at {' or '.join(map(str, places))}"
-    raise MissingError(f"the picture that it was made from {what}. Give it with --image.")
+    why = "was given from Python" if name == "given" else f"is not at {' or '.join(map(str, places))}"
+    raise MissingError(f"the {what} that it was made from {why}. Give it with --image.")
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -150,7 +150,8 @@ def gather(
     footage = footage.fitted(height, width, resize)
     if (about["height"], about["width"]) != (height, width):
         notes.say(f"{about['width']}x{about['height']} footage is brought to {width}x{height} ({resize}).")
-    sources = (footage.about | {"used": len(footage)}, *more)
+    how = {name: value for name in ("before", "strength", "interpolate") if (value := getattr(asked, name))}
+    sources = (footage.about | {"used": len(footage)} | how, *more)
     if asked.extend is not None and asked.before:
         last = (frames - 1, next(footage.frames(0, 1)))
         return Conditions(pictures=(last,), references=references, follow=footage, drop=1, sources=sources)

@@ -93,6 +93,31 @@ def test_made_again_it_is_the_same(name, inspect):
     assert again["changed"] == []
 
 
+FOOTAGE = {
+    "extend": ["--extend", "one.mp4"],
+    "before": ["--extend", "one.mp4", "--before", "--resize", "pad", "--height", "48"],
+    "inpaint": ["--video", "one.mp4", "--mask", "mask.png"],
+    "begun on": ["--video", "one.mp4", "--strength", "0.5"],
+    "all anew": ["--video", "one.mp4", "--strength", "1"],
+    "between": ["--video", "one.mp4", "--interpolate", "2"],
+    "windows": ["--num_frames", "13", "--long", "window", "--window", "3", "--overlap", "1", "--extend", "one.mp4"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", FOOTAGE.values(), ids=FOOTAGE)
+def test_made_of_footage_again(here, inspect, capsys, flags):
+    """What footage was used, and how, is in the file; that of the second of two clips too."""
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 32, 0).repeat(16, 1)).save("mask.png")
+    words = [PROMPT, "a blue star", "--model", "model", "--seed", "5", "--num_inference_steps", "2"]
+    assert main(["generate", *words, *flags, "--quiet", "--output", "new.mp4"]) == 0
+    capsys.readouterr()
+    code, report, err = inspect("new_1.mp4", "--rerun")
+    assert code == 0, err or report["rerun"]
+    (here / "one.mp4").unlink()
+    assert inspect("new_1.mp4", "--rerun")[0] == 3
+
+
 def test_other_frames_are_told_from_the_stored_ones(here, inspect, capsys):
     name = rewrite(here / "one.mp4", seed=4, versions={"dit_video": "0.0.9", "jax": "0.1", "python": "3.11.7"})
     code, report, _ = inspect(name, "--rerun")
@@ -134,7 +159,8 @@ def test_a_model_or_a_picture_that_has_moved(here, inspect):
     [
         ({"frames_sha256": None}, 2, "no hash of its frames"),
         ({"teleport": {"to": "mars"}}, 2, "was made with teleport"),
-        ({"given": [{"extend": "old.mp4", "frames": 9}]}, 2, "was made with given"),
+        ({"given": [{"hologram": "old.mp4", "frames": 9}]}, 2, "was made with given"),
+        ({"given": [{"extend": "old.mp4", "used": 9}]}, 3, "the footage that it was made from is not at old.mp4"),
         ({"image": {"image": "given", "height": 8, "width": 8}}, 3, "given from Python"),
         ({"batch": [""]}, 2, "empty"),
     ],
@@ -175,7 +201,7 @@ def test_of_several_pictures_each_is_found(here, inspect):
     code, _, err = inspect(name, "--rerun", "--image", "a.png")
     assert (code, "gone/x.png (frame 0), gone/y.png (frame 4)" in err) == (2, True), err
     code, _, err = inspect("one.mp4", "--rerun", "--image", "a.png")
-    assert (code, "were none" in err) == (2, True), err
+    assert (code, "made from: none" in err) == (2, True), err
     assert inspect(name, "--rerun", "--image", "a.png", "--image", "nowhere.png")[0] == 3
 
 
