@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,15 @@ def test_the_folder(order, tmp_path, monkeypatch):
     text = (out / "run.py").read_text()
     compile(text, "run.py", "exec")
     assert "import onnxruntime" in text and "import jax" not in text and "dit_video import" not in text
+
+
+def test_no_room_before_the_conversion(order, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "converter", lambda python: python)
+    monkeypatch.setattr(onnx, "converted", lambda *_: pytest.fail("it was converted"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match=r"needs .* MB are free there"):
+        onnx.export_onnx(order, tmp_path / "out", "python")
+    assert not list(tmp_path.iterdir())
 
 
 def test_float32_only(tiny, tmp_path):

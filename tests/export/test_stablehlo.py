@@ -1,9 +1,11 @@
 """Export to StableHLO: what stands in the files for each platform, that they give the package's numbers, run.py."""
 
+import errno
 import json
 import re
 import runpy
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,14 +169,39 @@ def test_run_py_shares_the_definitions(run, tiny):
         ("--output a.avi", ".mp4 or .npy"),
         ("--seed -1", "2^63"),
         ("--latents LATENTS", "(1, 3, 4, 4, 4) wanted"),
+        ("--latents NOWHERE", "No such file"),
+        ("--latents TEXT", "holds no latents"),
+        ("--output TEXT/a.npy", "File exists"),
         ("--num_frames 13", "13x32x32: this export makes"),
     ],
 )
-def test_run_py_refuses(run, flags, said, capsys, tmp_path):
-    np.save(tmp_path / "noise.npy", np.zeros((3, 4, 4, 1), np.float32))
-    line = ["--prompt", "a", "--num_frames", "9", *flags.replace("LATENTS", str(tmp_path / "noise.npy")).split()]
-    assert run["main"](line) == 2
+def test_run_py_refuses(run, flags, said, capsys, tmp_path, monkeypatch):
+    """Before anything is computed."""
+    monkeypatch.chdir(tmp_path)
+    np.save("LATENTS", np.zeros((3, 4, 4, 1), np.float32))
+    Path("LATENTS.npy").rename("LATENTS")
+    Path("TEXT").write_text("mine")
+    assert run["main"](["--prompt", "a", "--num_frames", "9", *flags.split()]) == 2
     assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATENTS", "TEXT"]
+
+
+def test_run_py_names_what_is_missing(run, capsys, tmp_path, monkeypatch):
+    """The package that writes videos is asked for before there is a video."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert run["main"](["--prompt", "a", "--num_frames", "9", "--output", str(tmp_path / "a.mp4")]) == 3
+    assert "pip install jax flatbuffers numpy safetensors sentencepiece 'imageio[pyav]'" in capsys.readouterr().err
+
+
+def test_run_py_leaves_no_half_a_video(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    for name in ("a.npy", "a.mp4"):
+        with pytest.raises(OSError, match="No space left"):
+            run["save"](tmp_path / name, np.zeros((5, 32, 32, 3), np.uint8), 8.0, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_run_py_writes_what_players_show(run, tmp_path):
