@@ -96,13 +96,15 @@ def save_model(
 
     dtypes: stored dtype of parts; an array keeps its own where it says nothing. (Diffusers loads a text encoder in the
     dtype that it is stored in and the others in float32: store the text encoder in float32.) shard: bytes in a file.
-    Raises `BadInput` when the folder is there already (`force` replaces a model, nothing else), `NonFinite` for weights
+    Raises `BadInput` as `appearing` (`force` replaces a model, nothing else), `NonFinite` for weights
     that are not finite, or not in the stored dtype.
     """
     target, dtypes = Path(path), dict(dtypes or {})
     if unknown := set(dtypes) - set(PARTS) or set(dtypes.values()) - set(DTYPES):
         raise BadInput(f"dtypes={dtypes}: {sorted(unknown)} is unknown; parts are {[*PARTS]}, dtypes {[*DTYPES]}")
-    with appearing(target, "a model", lambda folder: (folder / INDEX).is_file(), force) as partial:
+    leaves = [(part, x) for part in model.parts for x in flatten(model.params[part]).values()]
+    size = sum(int(np.prod(x.shape)) * np.dtype(dtypes.get(part, x.dtype)).itemsize for part, x in leaves)
+    with appearing(target, "a model", lambda folder: (folder / INDEX).is_file(), force, size) as partial:
         _write(model, partial, dtypes, shard)
     return target
 

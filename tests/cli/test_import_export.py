@@ -126,6 +126,7 @@ def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
     assert "onnx-env/bin/python" in refused("--to", "onnx", "--converter", str(tmp_path / "none"), code=3)
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
     assert "0.0 MB are free there" in refused("--to", "stablehlo")
+    assert "0.0 MB are free there" in refused("--to", "diffusers")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
