@@ -5,7 +5,7 @@
 
 A line above a block may hold a tag:
     <!-- not run: REASON -->          the test does not run it
-    <!-- run with: --steps 2 ... -->  the test adds these flags to every `dit-video train` of the block
+    <!-- run with: --steps 2 ... -->  the test adds these flags to each `dit-video train`, `plan` or `eval` of the block
 """
 
 import re
@@ -19,6 +19,8 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+LONG = re.compile(r"dit-video (train|plan|eval)\b")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -31,13 +33,11 @@ class Block:
     extra: str = ""  # flags
 
     def script(self) -> str:
-        """What the test runs: as printed, or with the tag's flags behind every training command."""
+        """What the test runs: as printed, or with the tag's flags behind every command that may take hours."""
         if not self.extra:
             return self.code
         lines = self.code.replace("\\\n", " ").splitlines()
-        return "\n".join(
-            f"{line.partition('  #')[0]} {self.extra}" if "dit-video train" in line else line for line in lines
-        )
+        return "\n".join(f"{line.partition('  #')[0]} {self.extra}" if LONG.match(line) else line for line in lines)
 
 
 def blocks(text: str | None = None) -> list[Block]:

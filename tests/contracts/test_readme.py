@@ -67,13 +67,15 @@ def test_tags_are_few_and_give_reasons():
     assert len(BLOCKS) - len(skipped) >= len(skipped)
 
 
-def test_a_tag_changes_only_its_training_commands():
+def test_a_tag_changes_only_its_long_commands():
     text = (
         "```bash\na\n```\n<!-- not run: wants eight chips -->\n```bash\nb\n```\n"
         "<!-- run with: --steps 2 -->\n```bash\ndit-video train x \\\n  --y 1  # long\ndit-video generate p\n```\n"
+        "<!-- run with: --count 2 -->\n```bash\ndit-video eval --count 96\ndit-video plan x\n```\n"
     )
-    one, two, three = readme.blocks(text)
+    one, two, three, four = readme.blocks(text)
     assert (one.skipped, one.script(), two.skipped) == (None, "a\n", "wants eight chips")
+    assert four.script() == "dit-video eval --count 96 --count 2\ndit-video plan x --count 2"
     assert three.script().split() == [*"dit-video train x --y 1 --steps 2".split(), "dit-video", "generate", "p"]  # noqa: SIM905
 
 
