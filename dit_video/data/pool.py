@@ -44,13 +44,15 @@ class Encoded(NamedTuple):
     picture_frames: np.ndarray  # (n, P) int32: which frames; empty (P = 0) for stills
     ids: np.ndarray  # (n, S) int32
     length: np.ndarray  # (n,) int32
+    beside: np.ndarray | None = None  # (n, T', H', W', M): mask and given frames, channels behind the noise's
+    image: np.ndarray | None = None  # (n, I, E): an image encoder's tokens of the given frames
 
     def take(self, index: np.ndarray) -> "Encoded":
-        return Encoded(*(x[index] for x in self))
+        return jax.tree.map(lambda x: x[index], self)
 
 
-# (arrays of a chunk, bucket, (n, P) frame numbers) -> latents, pictures
-Encode = Callable[[Any, int, np.ndarray], tuple[Any, Any]]
+# (arrays of a chunk, bucket, (n, P) frame numbers) -> latents, pictures, and where there are such `beside` and `image`
+Encode = Callable[[Any, int, np.ndarray], tuple[Any, ...]]
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -164,15 +166,13 @@ class PoolStream:
         n, chunk = len(samples), self.settings.chunk
         clips = stack(samples)
         numbers = draw_pictures(rng, n, self.settings.pictures, self.reader.buckets[bucket].frames)
-        latents, pictures = [], []
+        chunks = []
         for start in range(0, n, chunk):
             # The last chunk is filled up with its first clips, so that one program serves all.
             index = np.resize(np.arange(start, min(start + chunk, n)), chunk)
-            z, p = self.encode(jax.tree.map(lambda x, i=index: x[i], clips.arrays), bucket, numbers[index])
-            latents.append(z)
-            pictures.append(p)
+            chunks.append(self.encode(jax.tree.map(lambda x, i=index: x[i], clips.arrays), bucket, numbers[index]))
         ids, length = self.tokenize(list(clips.captions))
-        z, p = (np.concatenate([np.asarray(x) for x in xs])[:n] for xs in (latents, pictures))
+        z, p, *given = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs])[:n], *chunks)
         if not np.isfinite(z).all():
             raise BadInput("the VAE made NaN or infinity of a clip: its weights are broken, or the clip's pixels are")
-        return Encoded(z, p, numbers, ids, length)
+        return Encoded(z, p, numbers, ids, length, *given)

@@ -28,6 +28,7 @@ class RectifiedFlow:
 
     `shift` reaches training through `sample_time` and sampling through the schedule, so that both see one path.
     `mean` and `std` belong to the logit-normal distribution, before the shift; a mean above 0 leans towards noise.
+    `part`: the times that are drawn, for a denoiser that makes a part of the steps; their distribution is cut to it.
     `least`: below this time a velocity's error counts by (t / least)^2, as the error that it makes in the data. Late
     in sampling that is small, and a model that puts out data would spend itself on it.
     """
@@ -37,12 +38,15 @@ class RectifiedFlow:
     mean: float = 0.0
     std: float = 1.0
     least: float = 0.0
+    part: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.shift > 0 or not self.std > 0:
             raise BadInput(f"RectifiedFlow: shift={self.shift} and std={self.std} must be above zero.")
         if not 0 <= self.least < 1:
             raise BadInput(f"RectifiedFlow: least={self.least} must be in [0, 1).")
+        if not 0 <= self.part[0] < self.part[1] <= 1:
+            raise BadInput(f"RectifiedFlow: part={self.part} must be two times that rise, in 0..1.")
         if self.time not in ("logit_normal", "uniform"):
             raise BadInput(f"RectifiedFlow: time={self.time!r} is unknown. Use logit_normal or uniform.")
 
@@ -50,12 +54,16 @@ class RectifiedFlow:
         return warp(t, self.shift)
 
     def sample_time(self, key: PRNGKeyArray, n: int) -> Float[Array, "n"]:
-        """One time in (0, 1] a clip, as training draws it."""
+        """One time in (0, 1] a clip, or in its `part`, as training draws it."""
+        low, high = (edge / (self.shift - (self.shift - 1) * edge) for edge in self.part)  # before `warp`
         if self.time == "uniform":
-            t = 1.0 - jax.random.uniform(key, (n,))
-        else:
+            t = high - (high - low) * jax.random.uniform(key, (n,))
+        elif (low, high) == (0, 1):
             t = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,)))
-        return self.warp(t)
+        else:
+            edges = ((jax.scipy.special.logit(edge) - self.mean) / self.std for edge in (low, high))
+            t = jax.nn.sigmoid(self.mean + self.std * jax.random.truncated_normal(key, *edges, (n,)))
+        return jnp.clip(self.warp(t), *self.part)
 
     def add_noise(self, data: Latent, noise: Latent, t: TimeField) -> Latent:
         """x_t, with a time for each position: where it is zero, the data."""

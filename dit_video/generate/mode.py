@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dit_video.core.errors import BadInput
+from dit_video.models.given import takes_frames
 from dit_video.nn.rotary import METHODS, Stretch
 
 if TYPE_CHECKING:
@@ -53,19 +54,12 @@ def abilities(model: "Model") -> frozenset[str]:
 
 
 def beside_noise(model: "Model") -> bool:
-    """Whether the model takes given frames as channels beside the noise. Raises BadInput for channels of other kinds
-    and for two denoisers of different sizes, which are not run here."""
-    dit, vae = model.dit, model.vae
-    if model.dit_2 not in (None, dit):
+    """`takes_frames`. Raises BadInput for two denoisers of different sizes too, which are not run here."""
+    if model.dit_2 not in (None, model.dit):
         raise BadInput(
             f"{model.name}: its two denoisers differ in size. Models like Wan 2.2 A14B are run, with equal ones."
         )
-    if dit.in_channels not in (vae.z, 2 * vae.z + vae.stride):
-        raise BadInput(
-            f"{model.name}: it takes {dit.in_channels} channels, its VAE has {vae.z}. Models are run that take the "
-            f"noise ({vae.z}), or that with a mask and given frames ({2 * vae.z + vae.stride}). Import and export work."
-        )
-    return dit.in_channels != vae.z
+    return takes_frames(model.dit, model.vae, model.name)
 
 
 def wanted(model: "Model") -> tuple[str, ...]:

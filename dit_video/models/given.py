@@ -10,6 +10,21 @@ from jaxtyping import Array, Bool, Float
 
 from dit_video.core.errors import BadInput
 from dit_video.core.types import Latent, Video
+from dit_video.models.dit import DiTConfig
+from dit_video.models.vae import VAEConfig
+
+
+def takes_frames(dit: DiTConfig, vae: VAEConfig, name: str) -> bool:
+    """Whether a denoiser takes given frames as channels beside the noise (`with_mask`): the first, and the last too
+    where it has places for the tokens of two pictures (`image_len`). Raises `BadInput` for channels of other kinds;
+    `name`: the model's, for the message."""
+    both = 2 * vae.z + vae.stride
+    if dit.in_channels not in (vae.z, both):
+        raise BadInput(
+            f"{name}: it takes {dit.in_channels} channels, its VAE has {vae.z}. Models are run and trained that take "
+            f"the noise ({vae.z}), or that with a mask and given frames ({both}). Import and export work."
+        )
+    return dit.in_channels == both
 
 
 def with_mask(latents: Latent, given: Bool[Array, "B F"]) -> Float[Array, "B T H W M"]:

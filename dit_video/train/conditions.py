@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dit_video.core.errors import BadInput
 from dit_video.core.types import Extra, Latent
@@ -55,6 +55,8 @@ class Samples:
     picture_frames: np.ndarray  # (B, P), their frame numbers, each >= 1
     ids: np.ndarray  # (B, S) tokens of the caption
     length: np.ndarray  # (B,)
+    beside: np.ndarray | None = None  # (B, N, H, W, M), what an image-to-video model is given beside the noise
+    image: np.ndarray | None = None  # (B, I, E), tokens of an image encoder
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +69,8 @@ class Batch:
     ids: Int[Array, "B S"]
     length: Int[Array, "B"]
     extra: Extra | None
+    beside: Float[Array, "B T H W M"] | None = None  # mask and given frames, behind the noise's channels
+    image: Float[Array, "B I E"] | None = None  # tokens of an image encoder
 
 
 def _draw(rng: np.random.Generator, shares: dict[str, float], n: int) -> np.ndarray:
@@ -87,8 +91,9 @@ def assemble(
 
     A whole batch either has one extra latent frame a clip or none: that is drawn from `rng`, which is the same in every
     process of a run; what each clip gets from `rows` (None: from `rng` too), a process's own. `stride`: frames that a
-    latent frame stands for. Cases that the samples
-    cannot give (mid-stream crops of clips that are no longer than `slots`, pictures of a still) fall back to *text*.
+    latent frame stands for. Cases that the samples cannot give (mid-stream crops of clips that are no longer than
+    `slots`, pictures of a still) fall back to *text*. What is given beside the noise is that of a clip's start: for
+    models that take it, *text* is the only case.
     Raises `BadInput` when the samples are shorter than `slots`.
     """
     b, n, h, w, c = samples.latents.shape
@@ -135,4 +140,5 @@ def assemble(
     ids[dropped] = 0
     ids[dropped, 0] = eos
     length[dropped] = 1
-    return Batch(latents, known, ids, length, Extra(added, position) if with_extra else None)
+    beside = None if samples.beside is None else samples.beside[:, :slots]
+    return Batch(latents, known, ids, length, Extra(added, position) if with_extra else None, beside, samples.image)

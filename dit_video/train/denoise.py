@@ -21,11 +21,14 @@ from dit_video.data.loader import Reader
 from dit_video.data.pool import Pool, PoolStream
 from dit_video.diffusion.flow import RectifiedFlow, flow_loss, training_time
 from dit_video.models.dit import DiT, DiTConfig
+from dit_video.models.given import takes_frames
+from dit_video.models.image_encoder import ImageConfig
 from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.models.tokenizer import Tokenizer, train
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
 from dit_video.train.experiment import Experiment
+from dit_video.train.given import encode_frames, look_at
 from dit_video.weights.checkpoints import Run, load_tokenizer, load_vae, scheduler
 from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import load_model
@@ -50,25 +53,27 @@ class Base(NamedTuple):
     tokenizer: Tokenizer
     start: Model | None  # `--init`
     prompts: tuple[str, ...] = ()
+    image: ImageConfig | None = None  # of an encoder of given pictures
+    image_params: Any = None
 
 
 def check_trainable(start: Model, name: str) -> None:
-    """Raises BadInput for a model of a structure that this objective does not train, saying what can be done."""
-    dit = start.dit
-    if start.dit_2 is not None:
-        raise BadInput(
-            f"{name} has two denoisers, each for a part of the noise: one denoiser for all of it is trained here. "
-            "Adapters that were trained elsewhere are used with generate --lora PATH and PATH@2."
-        )
-    if dit.vace_layers:
+    """Raises BadInput for a model of a structure that is not trained, saying what can be done."""
+    if start.dit.vace_layers:
         raise BadInput(
             f"{name} has a control branch (VACE), and training shows it no controls. Fine-tune the text-to-video model "
             "of its size; generate --lora merges the adapters into this one."
         )
-    if dit.in_channels != dit.out_channels:
+    takes_frames(start.dit, start.vae, name)
+
+
+def check_joint(start: Model, name: str) -> None:
+    """Raises BadInput for a model that is fine-tuned (`FineTune`), but not together with its text encoder."""
+    parts = {"two denoisers": start.dit_2, "given frames as further channels": start.dit.in_channels > start.vae.z}
+    if has := [what for what, there in parts.items() if there]:
         raise BadInput(
-            f"{name} takes {dit.in_channels} channels for {dit.out_channels}: a model that is given a picture as "
-            "further channels is not trained here, one that knows a frame by its time is."
+            f"{name} has {' and '.join(has)}: it is fine-tuned with its text encoder as it is, by "
+            "experiments/wan_lora.py or (image-to-video) experiments/wan_i2v_lora.py."
         )
 
 
@@ -95,6 +100,7 @@ class Denoise:
     text: TextConfig | None = None
     path: RectifiedFlow = RectifiedFlow()
     conditions: Conditions = Conditions()
+    # A model that is given the last frame too sees clips whole: their buckets say how long they are.
     crops: tuple[Crop, ...] = (Crop(5, 0.75), Crop(9, 0.15), Crop(1, 0.10))
     pool: Pool = Pool()
     tokens: int = 48  # rows of text in training; longer captions are cut, and said
@@ -112,6 +118,7 @@ class Denoise:
         start = load_model(experiment.init) if experiment.init and not run.has_checkpoint() else None
         if start is not None and experiment.init is not None:
             check_trainable(start, experiment.init)
+            check_joint(start, experiment.init)
         # What a start without a checkpoint has left may be of another --vae: the first process makes it anew
         if run.has_base() and (run.has_checkpoint() or jax.process_index()):
             config, params, tokenizer = run.load_base()
@@ -170,7 +177,8 @@ class Denoise:
         time = training_time(self.path.sample_time(time_key, len(data)), batch.known)
         x = self.path.add_noise(data, noise, time.field(data.shape))
         text = modules["text"](batch.ids, batch.length)
-        velocity = modules["dit"](x, time, text, batch.extra)
+        seen = x if batch.beside is None else jnp.concatenate([x, batch.beside], -1)
+        velocity = modules["dit"](seen, time, text, batch.extra, image=batch.image)
         least = max(self.path.least, LEAST) if self.dit.predicts == "data" else self.path.least
         return flow_loss(velocity, self.path.velocity_target(data, noise), time, least), {}
 
@@ -230,6 +238,8 @@ class LatentStream:
             pool = replace(pool, clips=experiment.batch * experiment.eval_batches, reuse=1.0)
             mix = replace(mix, drop_caption=0.0)
         self.mix, self.held_out = mix, held_out
+        self.given = takes_frames(objective.dit, base.vae, "objective.dit")
+        self.last = self.given and bool(objective.dit.image_len)
         self.process, self.processes = process, processes
         batch = experiment.batch // processes
         self.pool: PoolStream | EncodedStream
@@ -265,17 +275,22 @@ class LatentStream:
         crops = self.objective.crops[:1] if self.held_out else self.objective.crops
         shares = np.array([c.share for c in crops]) if len(crops) > 1 else np.ones(1)
         slots = crops[int(rng.choice(len(crops), p=shares / shares.sum()))].slots
-        slots = min(slots, 1 + (frames - 1) // self.base.vae.stride)
-        samples = Samples(clips.latents, clips.pictures, clips.picture_frames, clips.ids, clips.length)
+        whole = 1 + (frames - 1) // self.base.vae.stride
+        slots = whole if self.last else min(slots, whole)
+        samples = Samples(*clips)
         # Shapes come from `rng`, which all processes share; rows from one of their own.
         rows = rng if self.processes == 1 else rng.spawn(self.processes)[self.process]
         return assemble(samples, rng, self.mix, slots, self.eos, rows, self.base.vae.stride)
 
-    def _encode(self, arrays: Any, bucket: int, numbers: np.ndarray) -> tuple[Any, Any]:
+    def _encode(self, arrays: Any, bucket: int, numbers: np.ndarray) -> tuple[Any, ...]:
         arrays, numbers = jax.device_put((arrays, numbers), self.split)
         encoded = encode_clips(self.graph, self.params, arrays, bucket, self.reader, numbers)
         clips, pictures = (self._normalise(np.asarray(mean)) for mean, _ in encoded)
-        return clips, pictures
+        if not self.given:
+            return clips, pictures
+        beside, frames = encode_frames(self.graph, self.params, arrays, bucket, self.reader, self.last)
+        image = None if self.base.image is None else look_at(self.base.image, self.base.image_params, frames)
+        return clips, pictures, np.asarray(beside), image
 
     def _normalise(self, z: np.ndarray) -> np.ndarray:
         """As `VAE.normalize`, on the host."""

@@ -2,7 +2,8 @@
 
 The text encoder is frozen; with adapters the denoiser is too, and is kept in few bits. What is frozen is an argument of
 the step, on the mesh, read from the model's folder an array at a time. Checkpoints, averages and moments hold what
-learns and nothing else; a run refers to the model that it started from by its name.
+learns and nothing else; a run refers to the model that it started from by its name. Of two denoisers (Wan 2.2 A14B)
+one is tuned, at the times at which it makes the steps; the other is the model's.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
+from dit_video.core.log import log
 from dit_video.core.mesh import Rules, shardings
 from dit_video.models.dit import DiT, DiTConfig
 from dit_video.models.text import TextConfig, TextEncoder
@@ -24,10 +26,11 @@ from dit_video.nn.leaves import Adapted
 from dit_video.train.conditions import Batch
 from dit_video.train.denoise import Base, Denoise, LatentStream, check_trainable
 from dit_video.train.experiment import Experiment
+from dit_video.train.given import check_shown
 from dit_video.weights.checkpoints import Run, open_base
 from dit_video.weights.folder import read
 from dit_video.weights.lora import add_adapters, save_lora
-from dit_video.weights.model import Model, abstract, shapes
+from dit_video.weights.model import Model, abstract, denoiser, shapes
 from dit_video.weights.names import flatten, unflatten
 from dit_video.weights.place import place
 
@@ -102,35 +105,48 @@ class FineTune:
     lora: LoRA | None = LoRA()
     keep: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # what is frozen is kept as
     scratch: bool = False  # the denoiser begins at random
+    expert: int | None = None  # of two denoisers: 1 makes the steps near noise, 2 those near data
+
+    @property
+    def part(self) -> str:
+        """The name in a model of the denoiser that is tuned."""
+        return denoiser(self.expert)
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["FineTune", Base]:
-        """With the sizes of the model that `--init` names. Raises `BadInput` without one."""
+        """With the sizes of the model that `--init` names. Raises `BadInput` without one, for one that is not trained,
+        and for an `expert` that it does not have."""
         if experiment.init is None:
             raise BadInput("fine-tuning starts from a model: --init MODEL")
         start = open_base(experiment.init)
         check_trainable(start, experiment.init)
-        dit, text = _sized(self.denoise.dit, start.dit), _sized(self.denoise.text, start.text)
+        if not self.scratch:
+            check_shown(self.denoise.conditions, experiment, start, experiment.init)
+        path = replace(self.denoise.path, part=times_of(self.expert, start, experiment.init))
+        dit = _sized(self.denoise.dit, getattr(start, self.part))
+        text = _sized(self.denoise.text, start.text)
         vae = read(start.params["vae"], np.float32)
-        base = Base(start.vae, vae, start.tokenizer, start, experiment.prompts)
+        image = None if start.image is None else read(start.params["image"], np.float32)
+        base = Base(start.vae, vae, start.tokenizer, start, experiment.prompts, start.image, image)
         if self.lora is not None:
             if self.scratch:
                 raise BadInput("scratch: adapters stand beside a trained denoiser. Set objective.lora to none.")
             self.lora.paths(dit)
-        return replace(self, denoise=replace(self.denoise, dit=dit, text=text, defaults=start.defaults)), base
+        denoise = replace(self.denoise, dit=dit, text=text, path=path, defaults=start.defaults)
+        return replace(self, denoise=denoise), base
 
     def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         if self.lora is None:
-            return {"dit": DiT(self.denoise.dit, rules, rngs=rngs)}
+            return {self.part: DiT(self.denoise.dit, rules, rngs=rngs)}
         return {"lora": adapters(self.denoise.dit, self.lora, rngs=rngs)}
 
     def initial(self, base: Base) -> dict[str, Any] | None:
         whole = self.lora is None and not self.scratch
-        return {"dit": read(base.start.params["dit"], np.float32)} if whole else None
+        return {self.part: read(base.start.params[self.part], np.float32)} if whole else None
 
     def fixed(self) -> dict[str, tuple[type, Any]]:
         """The modules that do not learn: class and config."""
         text = {"text": (TextEncoder, self.denoise.text)}
-        return text if self.lora is None else {"dit": (DiT, self.denoise.dit), **text}
+        return text if self.lora is None else {self.part: (DiT, self.denoise.dit), **text}
 
     def frozen(self, base: Base, mesh: Mesh, rules: Rules) -> dict[str, Any]:
         """The text encoder, and with adapters the denoiser."""
@@ -147,25 +163,46 @@ class FineTune:
         frozen = dict(modules["frozen"])
         if self.lora is not None:
             learnt = nnx.to_pure_dict(nnx.state(modules["lora"], nnx.Param))
-            frozen["dit"] = attach(frozen["dit"], learnt, self.lora.scale)
+            frozen[self.part] = attach(frozen[self.part], learnt, self.lora.scale)
         whole = {name: nnx.merge(_abstract(*self.fixed()[name], Rules())[0], frozen[name]) for name in frozen}
-        return self.denoise.loss({**modules, **whole}, batch, key)
+        whole = {**modules, **whole}
+        return self.denoise.loss({**whole, "dit": whole[self.part]}, batch, key)
 
     def stream(self, experiment: Experiment, base: Base, held_out: bool) -> LatentStream:
         return self.denoise.stream(experiment, base, held_out)
 
     def model(self, params: dict[str, Any], base: Base) -> Model:
         """The model that was started from, with what was learnt in it."""
-        start = base.start
-        if self.lora is None:
-            return replace(start, params=start.params | {"dit": params["dit"]}, digest="")
-        merged = add_adapters(start.params["dit"], params["lora"], self.lora.scale)
-        return replace(start, params=start.params | {"dit": merged}, digest="")
+        tuned = params.get(self.part)
+        if self.lora is not None:
+            tuned = add_adapters(base.start.params[self.part], params["lora"], self.lora.scale)
+        return replace(base.start, params=base.start.params | {self.part: tuned}, digest="")
 
     def finish(self, params: dict[str, Any], experiment: Experiment, base: Base, run: Run) -> None:
-        """Leaves the adapters as a file that this package, diffusers and PEFT read: `lora/` in the run."""
+        """Leaves the adapters as a file that this package, diffusers and PEFT read: `lora/` in the run. It names one
+        denoiser, as all of them do; for a second one that is said where it is loaded."""
         if self.lora is not None:
             save_lora(run.path / "lora", params["lora"], self.denoise.dit, self.lora.scale)
+            if self.part == "dit_2":
+                log.info(
+                    "the adapters are the second denoiser's: generate --lora %s@2; in diffusers load_lora_weights(..., "
+                    "load_into_transformer_2=True)", run.path / "lora",
+                )  # fmt: skip
+
+
+def times_of(expert: int | None, start: Model, name: str) -> tuple[float, float]:
+    """The flow times at which a denoiser makes the steps. Raises `BadInput` for an `expert` that is not there, and when
+    there are two and none is named."""
+    if start.dit_2 is None or start.boundary is None:
+        if expert is not None:
+            raise BadInput(f"objective.expert={expert}: {name} has one denoiser. Leave it out.")
+        return 0.0, 1.0
+    if expert not in (1, 2):
+        raise BadInput(
+            f"{name} has two denoisers and one is tuned at a time. Give --objective.expert 1 (times from "
+            f"{start.boundary} up, near noise: layout and motion) or 2 (below: detail)."
+        )
+    return (start.boundary, 1.0) if expert == 1 else (0.0, start.boundary)
 
 
 def _abstract(kind: type, cfg: DiTConfig | TextConfig, rules: Rules) -> tuple[nnx.GraphDef, nnx.State]:

@@ -29,7 +29,7 @@ from dit_video.models.vae import VAEConfig
 from dit_video.weights import names_vae
 from dit_video.weights.find import INDEX
 from dit_video.weights.folder import PARTS, load_model, open_model, read_part
-from dit_video.weights.model import Defaults, Model
+from dit_video.weights.model import Defaults, Model, denoiser
 from dit_video.weights.names import keys_of, to_foreign, unflatten
 
 SEPARATOR = "/"
@@ -389,10 +389,11 @@ def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
     experiment = run.experiment()
     start, lora = open_base(experiment["init"]), experiment["objective"]["lora"]
     _, params = load_params(run.path, ema, step)
-    dit = params.get("dit")
+    part = denoiser(experiment["objective"].get("expert"))
+    tuned = params.get(part)
     if lora is not None:
-        dit = add_adapters(start.params["dit"], params["lora"], lora["alpha"] / lora["rank"])
-    return replace(start, params=start.params | {"dit": dit}, name=str(run.path), digest="")
+        tuned = add_adapters(start.params[part], params["lora"], lora["alpha"] / lora["rank"])
+    return replace(start, params=start.params | {part: tuned}, name=str(run.path), digest="")
 
 
 def scheduler(shift: float) -> dict[str, Any]:

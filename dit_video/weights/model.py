@@ -80,6 +80,11 @@ class Model:
         return nnx.merge(graph, state)
 
 
+def denoiser(expert: int | None) -> str:
+    """The name among `Model.params` of the only denoiser (None), of the first of two (1) or of the second (2)."""
+    return "dit_2" if expert == 2 else "dit"
+
+
 @lru_cache(maxsize=8)
 def abstract(cfg: Config) -> nnx.Module:
     """The module of a config with shapes in place of arrays: nothing is computed. Do not change it: it is shared."""

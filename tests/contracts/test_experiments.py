@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from dit_video.core import config
 from dit_video.core.types import Extra
+from dit_video.models.image_encoder import ImageConfig
 from dit_video.train.conditions import Batch
 from dit_video.train.lora import FineTune
 from dit_video.train.step import TrainState, loss_of, make_step, trained
@@ -74,12 +75,15 @@ def batches(experiment, objective) -> list:
                 out.append(shape(max(1, round(b * cut.clips)), cut.frames, height, width, 3))
             continue
         for crop in objective.crops:
-            t, c = min(crop.slots, slots), objective.dit.in_channels
+            dit = objective.dit
+            t, c = min(crop.slots, slots), dit.out_channels
             extra = Extra(shape(b, 1, h, w, c), shape(b, 1))
-            for given in (None, extra):
+            beside = shape(b, t, h, w, dit.in_channels - c) if dit.in_channels > c else None
+            image = shape(b, ImageConfig().tokens, dit.image_dim) if dit.image_dim else None
+            for given in (None,) if beside else (None, extra):
                 ids, length = shape(b, objective.tokens, dtype=jnp.int32), shape(b, dtype=jnp.int32)
                 known = shape(b, t, h, w, dtype=bool)
-                out.append(Batch(shape(b, t, h, w, c), known, ids, length, given))
+                out.append(Batch(shape(b, t, h, w, c), known, ids, length, given, beside, image))
     return out
 
 

@@ -1,5 +1,7 @@
 """The path: its ends, its slope, the shift of its times, and a loss that knows what is known."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +50,21 @@ def test_logit_normal_mean_and_std():
     assert float(logit.std()) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("kind", ["logit_normal", "uniform"])
+@pytest.mark.parametrize("part", [(0.875, 1.0), (0.0, 0.875), (0.2, 0.3)])
+def test_times_of_a_part_stay_in_it_and_are_those_of_the_whole_there(kind, part):
+    """As if what lies elsewhere were drawn again; and the whole is a part, too."""
+    flow = RectifiedFlow(shift=5.0, time=kind, mean=0.3)
+    t = replace(flow, part=part).sample_time(jax.random.key(0), 20_000)
+    assert part[0] <= float(t.min()) and float(t.max()) <= part[1]
+    whole = flow.sample_time(jax.random.key(1), 400_000)
+    there = whole[(whole >= part[0]) & (whole <= part[1])]
+    marks = jnp.linspace(0.05, 0.95, 19)
+    np.testing.assert_allclose(jnp.quantile(t, marks), jnp.quantile(there, marks), atol=0.01)
+
+
 def test_wrong_numbers_are_told():
-    for wrong in ({"shift": 0.0}, {"std": -1.0}, {"time": "cosine"}):
+    for wrong in ({"shift": 0.0}, {"std": -1.0}, {"time": "cosine"}, {"part": (0.5, 0.5)}, {"part": (0.5, 1.5)}):
         with pytest.raises(BadInput):
             RectifiedFlow(**wrong)
 

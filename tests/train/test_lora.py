@@ -39,9 +39,12 @@ def folder(tmp_path_factory):
     return save_model(miniature["miniature"](), tmp_path_factory.mktemp("models") / "tiny")
 
 
+TEXT_ALONE = Conditions(text=1.0, first=0.0, picture=0.0, tail=0.0, tail_with_sink=0.0, window=0.0)
+
+
 def experiment(folder, **objective):
     denoise = Denoise(
-        conditions=Conditions(text=1.0, first=0.0, picture=0.0, tail=0.0, tail_with_sink=0.0, window=0.0),
+        conditions=TEXT_ALONE,
         crops=(Crop(2, 1.0),), pool=Pool(clips=8, chunk=4), tokens=16,
     )  # fmt: skip
     return Experiment(
@@ -160,15 +163,24 @@ def test_what_cannot_be_tuned_says_so(folder, tmp_path):
         LoRA(alpha=0)
 
 
-@pytest.mark.parametrize("objective", [FineTune(), Denoise()])
 @pytest.mark.parametrize(
-    "name, message",
-    [("t2v_a14b", "two denoisers"), ("vace", r"control branch \(VACE\)"), ("i2v", "picture as further channels")],
+    "objective, name, message",
+    [
+        (FineTune(), "vace", r"control branch \(VACE\)"),
+        (Denoise(), "vace", r"control branch \(VACE\)"),
+        (Denoise(), "t2v_a14b", r"two denoisers: it is fine-tuned .* experiments/wan_lora\.py"),
+        (Denoise(), "i2v", r"given frames as further channels: .*experiments/wan_i2v_lora\.py"),
+        (FineTune(), "t2v_a14b", r"two denoisers .* --objective\.expert 1 \(times from 0\.875 up"),
+        (FineTune(expert=3), "t2v_a14b", r"two denoisers"),
+        (FineTune(expert=1), "t2v", r"has one denoiser"),
+    ],
 )
 def test_models_of_structures_that_are_not_trained_are_refused(objective, name, message, tmp_path, monkeypatch):
     variant = runpy.run_path(str(Path(__file__).parents[1] / "weights" / "variants.py"))["variant"](name)
     for opening in ("lora.open_base", "denoise.load_model"):
         monkeypatch.setattr(f"dit_video.train.{opening}", lambda name: variant)
     run = Run(tmp_path / "run")
+    if isinstance(objective, FineTune):
+        objective = replace(objective, denoise=Denoise(conditions=TEXT_ALONE))
     with pytest.raises(BadInput, match=rf"models/x .*{message}"):
         objective.resolve(replace(experiment(tmp_path), objective=objective, init="models/x"), run)

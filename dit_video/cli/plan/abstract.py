@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from dit_video.core.mesh import batch_sharding, shardings
 from dit_video.core.types import Extra
+from dit_video.models.image_encoder import ImageConfig
 from dit_video.models.vae import VAEConfig
 from dit_video.train.conditions import Batch
 from dit_video.train.denoise import Denoise
@@ -170,17 +171,20 @@ def heaviest(experiment: Experiment, objective: Any) -> tuple[Shapes, str, int]:
 
 
 def _latents(experiment: Experiment, objective: Denoise, bucket: Any) -> tuple[int, Shapes, str, int]:
-    vae = vae_of(experiment, objective.dit.in_channels)
+    dit = objective.dit
+    vae = vae_of(experiment, dit.out_channels)
     slots = min(max(crop.slots for crop in objective.crops), 1 + (bucket.frames - 1) // vae.stride)
-    b, h, w, c = experiment.batch, bucket.height // vae.factor, bucket.width // vae.factor, objective.dit.in_channels
-    shape = jax.ShapeDtypeStruct
+    b, h, w, c = experiment.batch, bucket.height // vae.factor, bucket.width // vae.factor, dit.out_channels
+    shape, beside = jax.ShapeDtypeStruct, dit.in_channels - c
     more = sum(objective.conditions.split()[1].values()) > 0
     extra = Extra(shape((b, 1, h, w, c), jnp.float32), shape((b, 1), jnp.float32)) if more else None
     batch = Batch(
         shape((b, slots, h, w, c), jnp.float32), shape((b, slots, h, w), jnp.bool_),
         shape((b, objective.tokens), jnp.int32), shape((b,), jnp.int32), extra,
+        shape((b, slots, h, w, beside), jnp.float32) if beside else None,
+        shape((b, dit.image_len or ImageConfig().tokens, dit.image_dim), jnp.float32) if dit.image_dim else None,
     )  # fmt: skip
-    t, y, x = objective.dit.patch
+    t, y, x = dit.patch
     tokens = b * (slots // t + more) * (h // y) * (w // x)
     frames = 1 + (slots - 1) * vae.stride
     return tokens, batch, f"{b} x {frames} frames of {bucket.width}x{bucket.height}", tokens

@@ -158,7 +158,8 @@ def model_flops(run: abstract.Train) -> float:
     if isinstance(objective, FineTune):
         dit, batch = objective.denoise.dit, run.batch
         extra = 0 if batch.extra is None else batch.extra.latents.shape[1]
-        one = flops(dit, batch.latents.shape[1:4], batch.ids.shape[1], extra)
+        image = 0 if batch.image is None else batch.image.shape[1]
+        one = flops(dit, batch.latents.shape[1:4], batch.ids.shape[1], extra, image)
         return run.clips * one * (3 if objective.lora is None else 2)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return step.model_flops(objective, e.rules, run.state.params, run.batch, key)
