@@ -8,6 +8,7 @@ Stores what was found as tools/results/same_frames.json.
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 WITHIN = 2  # of 255
 
 
-def compare(name: str | None, prompts: list[str], folder: Path) -> list[list[Any]]:
-    """A row a prompt: the share of pixel values within `WITHIN` of each other, and the largest difference. The model is
+def pairs(name: str | None, prompts: list[str], folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each prompt the frames made here and by diffusers, uint8 (T, H, W, 3), from the same noise. The model is
     written to `folder`, and sampled as its defaults say, in float32. Keys that are missing or too many are an error."""
     import diffusers
     import torch
@@ -29,8 +30,9 @@ def compare(name: str | None, prompts: list[str], folder: Path) -> list[list[Any
 
     model = open_model(name)
     save_model(model, folder)
-    for part in ("transformer", "vae"):
-        kind = getattr(diffusers, {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan"}[part])
+    experts = ("transformer", "transformer_2") if model.dit_2 is not None else ("transformer",)
+    for part in (*experts, "vae"):
+        kind = diffusers.AutoencoderKLWan if part == "vae" else diffusers.WanTransformer3DModel
         _, info = kind.from_pretrained(folder / part, output_loading_info=True)
         if wrong := {key: names for key, names in info.items() if names}:
             raise SystemExit(f"{part}: {wrong}")
@@ -38,7 +40,6 @@ def compare(name: str | None, prompts: list[str], folder: Path) -> list[list[Any
     theirs.set_progress_bar_config(disable=True)
     ours, size = VideoPipeline(model, dtype="float32"), model.defaults
     slots, *space = model.vae.latent_shape(size.num_frames, size.height, size.width)
-    rows = []
     for i, prompt in enumerate(prompts):
         noise = clip_noise(i, [0], slots, tuple(space))
         mine = ours(prompt, latents=noise).frames[0]
@@ -47,8 +48,16 @@ def compare(name: str | None, prompts: list[str], folder: Path) -> list[list[Any
             other = theirs(
                 prompt, negative_prompt="", height=size.height, width=size.width, num_frames=size.num_frames,
                 num_inference_steps=size.steps, guidance_scale=size.guidance, latents=latents, output_type="np",
+                max_sequence_length=model.dit.text_len,
             ).frames[0]  # fmt: skip
-        off = np.abs(mine.astype(int) - np.round(np.asarray(other) * 255).astype(int))
+        yield mine, np.round(np.asarray(other) * 255).astype(np.uint8)
+
+
+def compare(name: str | None, prompts: list[str], folder: Path) -> list[list[Any]]:
+    """A row a prompt: the share of pixel values within `WITHIN` of each other, and the largest difference."""
+    rows = []
+    for prompt, (mine, other) in zip(prompts, pairs(name, prompts, folder), strict=True):
+        off = np.abs(mine.astype(int) - other.astype(int))
         rows.append([prompt, float((off <= WITHIN).mean()), int(off.max())])
     return rows
 

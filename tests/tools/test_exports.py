@@ -1,0 +1,32 @@
+"""What is exported gives the same frames in other runtimes: what was measured, and models of Wan's structures in
+diffusers."""
+
+import json
+
+import pytest
+
+
+def test_what_is_stored_is_near(checkout):
+    """In every runtime; sixteen prompts of the weights on board."""
+    for file in sorted((checkout / "tools" / "results").glob("exports*.json")):
+        data = json.loads(file.read_text())
+        share = data["columns"].index("pixels within 2/255 of generate's")
+        assert data["rows"]
+        assert all(float(row[share].removesuffix(" %")) >= 99.9 for row in data["rows"]), file
+    onboard = json.loads((checkout / "tools" / "results" / "exports.json").read_text())["rows"]
+    assert {(row[0], row[1]) for row in onboard} == {("stablehlo", 16), ("onnx", 16)}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", ["t2v", "ti2v", "t2v_a14b"])
+def test_a_small_wan_in_diffusers(load, variant, tmp_path):
+    """Frames of random weights that have all greys in them."""
+    for package in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(package)
+    tool = load("exports.py")
+    model = tool["small"](variant, tmp_path / "model")
+    ((ours, theirs),) = load("same_frames.py")["pairs"](str(model), ["a red circle moves right"], tmp_path / "again")
+    assert ours.shape == (13, 48, 32, 3)
+    assert 20 < ours.std() < 60
+    clips, near, most, _ = tool["judged"]([theirs], [ours])
+    assert (clips, near) == (1, "100.000 %"), most
