@@ -5,10 +5,10 @@
 
 `models/wan-i2v` is a folder in the diffusers layout. A clip's first frame is what is given of it, as channels beside
 the noise and as CLIP's tokens; FLF2V is given the last frame too. Of the two denoisers of Wan 2.2 I2V A14B one is tuned
-at a time, `--objective.expert 1` (near noise) or `2` (near data), at its own part of the times; the adapters of the
-second go to `--lora runs/move/lora@2`. Rank, targets and what the frozen weights are kept as: as in wan_lora. Adapters
-of rank 16 on both attentions are 65.5 M parameters. Not run on an accelerator yet: the step was traced at these sizes,
-and trained at small ones.
+at a time, `--objective.expert 1` (near noise) or `2` (near data); the second's adapters are used with
+`--lora runs/move/lora@2`. Rank, targets, bits of the frozen weights, and all of the denoiser in place of adapters: as
+in wan_lora. Adapters of rank 16 on both attentions are 65.5 M parameters. Not run on an accelerator yet: the step was
+traced at these sizes, and trained at small ones.
 """
 
 from dit_video.data.buckets import Bucket

@@ -5,8 +5,10 @@
 
 `models/wan` is a folder in the diffusers layout. Rank and targets: `--objective.lora.rank 32 --objective.lora.targets
 attn,cross,up,down`; `--objective.keep int8` keeps the frozen weights in eight bits. Adapters of rank 16 on both
-attentions are 11.8 M parameters. Not run on an accelerator yet: the step was traced at these sizes, and trained at
-small ones. For the weights on board: lora_folder.
+attentions are 11.8 M parameters; with `--objective.lora none` all of the denoiser learns. Of the two of Wan 2.2 T2V
+A14B one is tuned at a time, `--objective.expert 1` (near noise) or `2` (near data); the second's adapters are used with
+`--lora runs/style/lora@2`. Not run on an accelerator yet: the step was traced at these sizes, and trained at small
+ones. For image-to-video models: wan_i2v_lora. For the weights on board: lora_folder.
 """
 
 from dit_video.data.buckets import Bucket

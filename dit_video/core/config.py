@@ -134,9 +134,10 @@ def _replace(root: Any, cfg: Any, path: list[str], text: str, where: str) -> Any
     value = getattr(cfg, name)
     if rest:
         return dataclasses.replace(cfg, **{name: _replace(root, value, rest, text, where)})
-    if dataclasses.is_dataclass(value):
-        raise BadInput(f"{where} is a group of fields ({', '.join(fields_of(value))}). Give one of them.")
     kind = typing.get_type_hints(type(cfg))[name]
+    left_out = type(None) in typing.get_args(kind) and text.lower() in ("none", "null")
+    if dataclasses.is_dataclass(value) and not left_out:
+        raise BadInput(f"{where} is a group of fields ({', '.join(fields_of(value))}). Give one of them.")
     return dataclasses.replace(cfg, **{name: _parse(kind, text, where)})
 
 

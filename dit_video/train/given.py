@@ -23,11 +23,11 @@ from dit_video.train.experiment import Experiment
 from dit_video.weights.model import Model, abstract
 
 
-def check_shown(conditions: Conditions, experiment: Experiment, start: Model, name: str) -> None:
+def check_shown(conditions: Conditions, experiment: Experiment, start: Model, name: str, scratch: bool) -> None:
     """Raises BadInput where a model that knows one time for all of a clip would be shown what sampling never shows it,
-    and where an image-to-video model would lack its pictures."""
+    and where an image-to-video model would lack its pictures. `scratch`: what its weights know does not count."""
     frames = takes_frames(start.dit, start.vae, name)
-    if start.expand_timesteps and not frames:
+    if not frames and (start.expand_timesteps or scratch):
         return
     plain, extra = conditions.split()
     if others := [case for case, share in (plain | extra).items() if share and case != "text"]:

@@ -119,8 +119,7 @@ class FineTune:
             raise BadInput("fine-tuning starts from a model: --init MODEL")
         start = open_base(experiment.init)
         check_trainable(start, experiment.init)
-        if not self.scratch:
-            check_shown(self.denoise.conditions, experiment, start, experiment.init)
+        check_shown(self.denoise.conditions, experiment, start, experiment.init, self.scratch)
         path = replace(self.denoise.path, part=times_of(self.expert, start, experiment.init))
         dit = _sized(self.denoise.dit, getattr(start, self.part))
         text = _sized(self.denoise.text, start.text)

@@ -22,6 +22,7 @@ class Outer:
     sizes: tuple[int, ...] = (1, 2)
     name: str | None = None
     flag: bool = False
+    more: Inner | None = Inner()
 
 
 def test_override_parses_by_annotation():
@@ -30,6 +31,7 @@ def test_override_parses_by_annotation():
     )
     assert out == Outer(Inner(7, 2e-4), (3, 4, 5), "x", True)
     assert config.override(out, {"name": "none"}).name is None
+    assert config.override(out, {"more": "none"}).more is None
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ def test_override_parses_by_annotation():
         ({"depth": "3"}, "inner.depth"),
         ({"inner.depth": "three"}, "whole number"),
         ({"inner": "3"}, "group of fields"),
+        ({"inner": "none"}, "group of fields"),
+        ({"more": "3"}, "group of fields"),
         ({"flag": "maybe"}, "true or false"),
     ],
 )
