@@ -4,8 +4,9 @@
     python tools/tables.py --check    # exit 1 when README.md says anything else than the measurements
 
 In the README a table stands between `<!-- table: NAME -->` and `<!-- end -->`; its numbers are tools/results/NAME.json:
-either {"columns": [...], "rows": [[...], ...], "made_by": command, "machine": words, "date": day}, or the object that
-`dit-video eval --json` printed, with "made_by", "machine" and "date" added.
+either {"columns": [...], "rows": [[...], ...], "made_by": command, "machine": words, "date": day}, with a "note" and a
+"picture" (a path in the checkout) if there are such, or the object that `dit-video eval --json` printed, with
+"made_by", "machine" and "date" added.
 """
 
 import json
@@ -68,6 +69,8 @@ def scored(data: dict[str, Any]) -> str:
 def table(data: dict[str, Any]) -> str:
     """One measurement as a Markdown table with the line that says where it comes from."""
     body = scored(data) if "scores" in data else grid(data["columns"], data["rows"])
+    body += f"\n{data['note']}\n" if "note" in data else ""
+    body += f"\n![{data['note']}]({data['picture']})\n" if "picture" in data else ""
     source = ", ".join(str(data[k]) for k in ("machine", "date") if data.get(k))
     return f"{body}\n`{data['made_by']}`{f' ({source})' if source else ''}\n"
 

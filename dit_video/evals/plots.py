@@ -113,7 +113,8 @@ def points(
 
 
 def _room(values: Sequence[float]) -> tuple[float, float]:
-    """From the least to the largest, with some room."""
+    """From the least to the largest, with some room; something where there is nothing yet."""
+    values = values or (0.0,)
     room = 0.05 * (max(values) - min(values)) or 0.5
     return min(values) - room, max(values) + room
 
