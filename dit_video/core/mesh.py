@@ -1,7 +1,8 @@
 """The only module that knows the names of the mesh axes.
 
 Modules name logical axes (`batch`, `tokens`, `width`, `heads`, `mlp`); `Rules` maps them to mesh axes. Every parameter
-carries its logical axes as plain metadata (`axes=`), so a layout is a change of one table.
+carries its logical axes as plain metadata (`axes=`), so a layout is a change of one table. `over_frames` lays out the
+frames of a VAE.
 """
 
 import math
@@ -27,6 +28,7 @@ class Rules:
     width: Axis = ("context", "fsdp")  # of weights; activations keep their width whole
     heads: Axis = "tensor"
     mlp: Axis = "tensor"
+    space: Axis = ("context", "tensor", "data", "fsdp")  # height and width of a VAE's frames, see `over_frames`
 
     def __call__(self, *names: str | None) -> P:
         known = {f.name for f in fields(self)}
@@ -99,6 +101,26 @@ def fits(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """Leaves an axis whole when its mesh axes do not divide it."""
     axes = (*spec, *(None,) * (len(shape) - len(spec)))
     return P(*(axis if size % ways(axis, mesh) == 0 else None for size, axis in zip(shape, axes, strict=True)))
+
+
+def over_frames(shape: tuple[int, ...], rules: Rules, mesh: Mesh | AbstractMesh | None = None) -> P:
+    """How frames (B, T, H, W, ...) lie on a mesh, by default on the one in force; without one `P()`.
+
+    Clips are split over the axes of a batch where these divide them. The other axes of `space` split the side that can
+    be halved more often, as far as they divide it: at every scale it is the same side, so the levels of a network lie
+    alike.
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if mesh.empty:
+        return P()
+    clips = rules.batch if shape[0] % ways(rules.batch, mesh) == 0 else None
+    side = 2 + (shape[3] & -shape[3] > shape[2] & -shape[2])
+    parts, length = [], shape[side]
+    for name in names_of(rules.space):
+        if name not in names_of(clips) and mesh.shape[name] > 1 and length % mesh.shape[name] == 0:
+            length //= mesh.shape[name]
+            parts.append(name)
+    return P(clips, *(None,) * (side - 1), tuple(parts) or None)
 
 
 def shardings(state, mesh: Mesh, rules: Rules = Rules()):

@@ -2,7 +2,8 @@
 
 In time the causal decoder goes on from the past that the piece before left behind, which gives the values of the whole.
 In space tiles overlap and are blended, because their borders have no neighbours to see; the past of every tile waits on
-the host.
+the host. On a mesh every device has a part of each frame and asks its neighbours for what borders on it, which gives
+the values of the whole, too (`core.mesh.over_frames`).
 """
 
 from collections.abc import Iterator
@@ -62,11 +63,13 @@ def piece_bytes(vae: VAEConfig, height: int, width: int, slots: int = SLOTS) -> 
     return pixels * base * number * (live * (slots + 1) * vae.stride + 4 * (vae.res_blocks + 2))
 
 
-def tiles_for(vae: VAEConfig, height: int, width: int, memory: int | None) -> tuple[Tiles | None, int]:
-    """Tiles and slots at once, so that a piece fits into `memory` bytes: fewer slots first, then smaller tiles.
+def tiles_for(vae: VAEConfig, height: int, width: int, memory: int | None, parts: int = 1) -> tuple[Tiles | None, int]:
+    """Tiles and slots at once, so that a piece fits into `memory` bytes on each of `parts` devices that share it: fewer
+    slots first, then smaller tiles.
 
     Raises BadInput where not even the smallest does.
     """
+    memory = None if memory is None else memory * parts
     for slots in (SLOTS, 2, 1):
         if memory is None or piece_bytes(vae, height, width, slots) <= memory:
             return None, slots

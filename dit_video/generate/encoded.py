@@ -40,11 +40,11 @@ def encode(pipe: "VideoPipeline", request: "Request") -> Encoded:
 
     def latents(frames: UInt8[np.ndarray, "T H W 3"] | Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "t h w z"]:
         weights, size = pipe.params["vae"], (request.height // vae.factor, request.width // vae.factor)
-        slots = slots_of(len(frames), vae.stride)
-        if len(frames) <= AT_ONCE and (pipe.memory is None or piece_bytes(vae, *size, slots) <= pipe.memory):
+        slots, parts = slots_of(len(frames), vae.stride), programs.parts(1, *size)
+        if len(frames) <= AT_ONCE and (pipe.memory is None or piece_bytes(vae, *size, slots) / parts <= pipe.memory):
             ready = programs.prepare({"encode": ((), programs.encode, (weights, frames[None]))})
             return np.asarray(ready["encode"](weights, frames[None]))[0]
-        return programs.encode_stream(weights, frames, tiles_for(vae, *size, pipe.memory)[1])
+        return programs.encode_stream(weights, frames, tiles_for(vae, *size, pipe.memory, parts)[1])
 
     if model.dit.vace_layers:
         video, made = (jnp.asarray(a[None]) for a in shown(given, request.num_frames, request.height, request.width))

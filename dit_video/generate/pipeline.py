@@ -86,6 +86,7 @@ class VideoPipeline:
         number, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self._free
         self.params = Held(model.params, lambda part: self._place(part, keep, offload), number, free)
         self.load_seconds = 0.0
+        self.lora: tuple[str, ...] = ()  # what was merged into the weights, for the metadata
         self._hash, self._curve = model.digest, None
 
     @classmethod
@@ -110,7 +111,7 @@ class VideoPipeline:
 
         began = time.perf_counter()
         pipe = cls(merge_files(open_base(model), lora), mesh, dtype, progress=progress, keep=keep, offload=offload)
-        pipe.load_seconds = time.perf_counter() - began
+        pipe.load_seconds, pipe.lora = time.perf_counter() - began, tuple(lora)
         return pipe
 
     @property
@@ -238,6 +239,7 @@ class VideoPipeline:
                 # Sampled at once: a matrix product rounds by its shape, so the same frames take the same batch.
                 about = self.about(request, clip) | {"batch": [request.prompts[i] for i in which]}
                 about |= film.metadata if film else {}
+                about |= {} if latents is None else {"latents": "given"}
                 about["frames_sha256"] = frames_sha256(shown) if len(shown) else None
                 clips.append(Clip(shown, request.fps, about, made[i]))
         for clip in clips:
@@ -250,7 +252,8 @@ class VideoPipeline:
         plain = not more and not shot.mid and request.plan.mode == "single" and shot.slots < STREAM_FROM
         given, size = request.given, (request.height // vae.factor, request.width // vae.factor)
         at_once = min(len(request.prompts), AT_ONCE)
-        fits = request.memory is None or at_once * piece_bytes(vae, *size, shot.slots) <= request.memory
+        share = at_once * piece_bytes(vae, *size, shot.slots) / self.programs.parts(at_once, *size)
+        fits = request.memory is None or share <= request.memory
         return plain and fits and given.lead is None and given.follow is None
 
     def _whole(
@@ -273,7 +276,8 @@ class VideoPipeline:
         How they will be is planned before anything is sampled: BadInput says when memory cannot do it."""
         progress = progress or Progress(self.show)
         vae, given = self.model.vae, request.given
-        tiles, slots = tiles_for(vae, request.height // vae.factor, request.width // vae.factor, request.memory)
+        size = request.height // vae.factor, request.width // vae.factor
+        tiles, slots = tiles_for(vae, *size, request.memory, self.programs.parts(1, *size))
         sampler, strips = self._sampler(request, [clip], noise, callback, progress), []
         try:
             for shot in request.shots(vae.stride):
@@ -363,7 +367,8 @@ class VideoPipeline:
             "devices": [d.device_kind for d in ([jax.devices()[0]] if self.mesh is None else self.mesh.devices.flat)],
             "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},
         }
-        return about | request.how() | ({"weights": self.keep} if self.keep != self.dtype else {})
+        about |= request.how() | ({"lora": list(self.lora)} if self.lora else {})
+        return about | ({"weights": self.keep} if self.keep != self.dtype else {})
 
     def seconds(self, progress: Progress) -> dict[str, float]:
         """Of each phase."""

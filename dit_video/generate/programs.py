@@ -8,6 +8,7 @@ step, piece by piece) in place of `advance`, and `decode_piece`. They are compil
 time, and kept for every pipeline with the same sizes.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from dit_video.core.mesh import Rules
+from dit_video.core.mesh import Rules, over_frames, ways
 from dit_video.core.types import Extra, Latent, Text, Time
 from dit_video.diffusion.cache import Reuse, cached
 from dit_video.diffusion.guidance import Velocity, guided, in_one_batch
@@ -204,6 +205,14 @@ class Programs:
                 new = dict(zip(lowered, pool.map(lambda low: low.compile(), lowered.values()), strict=True))
         self.compiled |= {keys[name]: function for name, function in new.items()}
         return {name: self.compiled[key] for name, key in keys.items()}
+
+    def parts(self, clips: int, height: int, width: int) -> int:
+        """Of how many devices, each with memory of its own, the VAE takes a part for clips of a latent size. The fake
+        devices of a CPU share its memory: they are one."""
+        if self.mesh is None or self.mesh.devices.flat[0].platform == "cpu":
+            return 1
+        spec = over_frames((clips, 1, height, width), self.rules, self.mesh)
+        return math.prod(ways(axis, self.mesh) for axis in spec)
 
     def on_mesh(self):
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

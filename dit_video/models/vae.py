@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from dit_video.core.errors import BadInput
-from dit_video.core.mesh import Rules, constrain
+from dit_video.core.mesh import Rules, constrain, over_frames
 from dit_video.core.sizes import frames_rule, size_rule
 from dit_video.core.types import Latent, Video
-from dit_video.nn.conv import Back, CausalConv3d, Conv2d, Frames
+from dit_video.nn.conv import Back, CausalConv3d, Conv2d, Frames, split
 
 Past = Any  # a tree of frames, one leaf a causal layer; None where nothing came before
 
@@ -120,25 +121,28 @@ class Block(nnx.Module):
 
 
 class FrameAttention(nnx.Module):
-    """One head over the positions of a frame. Reference: `WanAttentionBlock`."""
+    """One head over the positions of a frame. On a mesh each device has a part of the queries and all keys and values.
+    Reference: `WanAttentionBlock`."""
 
-    def __init__(self, channels: int, *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, flat):
         self.norm = RMSNorm(channels)
-        self.to_qkv = Conv2d(channels, 3 * channels, 1, dtype=dtype, rngs=rngs)
-        self.proj = Conv2d(channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.to_qkv = flat(channels, 3 * channels, 1)
+        self.proj = flat(channels, channels, 1)
 
     def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         qkv = rearrange(self.to_qkv(self.norm(x)), "B T H W (three C) -> three (B T) (H W) 1 C", three=3)
-        y = jax.nn.dot_product_attention(*qkv)
-        return x + self.proj(y.reshape(x.shape)), None
+        clips, *_, parts = over_frames(x.shape, self.proj.rules) or (None, None)
+        k, v = (constrain(each, P(clips)) for each in qkv[1:])
+        y = jax.nn.dot_product_attention(constrain(qkv[0], P(clips, parts)), k, v)
+        return x + self.proj(constrain(y, P(clips, parts)).reshape(x.shape)), None
 
 
 class Down(nnx.Module):
     """Halves height and width, and time when `temporal`: frame 0 passes, then every second frame from three (itself and
     the two before). Reference: `WanResample`, downsample2d and downsample3d."""
 
-    def __init__(self, channels: int, temporal: bool, *, conv, dtype: str, rngs: nnx.Rngs):
-        self.resample = Conv2d(channels, channels, stride=2, pad=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, temporal: bool, *, conv, flat):
+        self.resample = flat(channels, channels, stride=2, pad=((0, 1), (0, 1)))
         self.time_conv = conv(channels, channels, (3, 1, 1)) if temporal else None
 
     def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
@@ -158,8 +162,8 @@ class Up(nnx.Module):
     """Doubles height and width, and time when `temporal`: frame 0 passes, every other frame becomes two, made from it
     and the two before, where frame 0 counts as nothing. Reference: `WanResample`, upsample2d and upsample3d."""
 
-    def __init__(self, channels: int, out: int, temporal: bool, *, conv, dtype: str, rngs: nnx.Rngs):
-        self.resample = Conv2d(channels, out, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, out: int, temporal: bool, *, conv, flat):
+        self.resample = flat(channels, out)
         self.time_conv = conv(channels, 2 * channels, (3, 1, 1)) if temporal else None
 
     def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
@@ -188,8 +192,8 @@ def _through(layers, x: Frames, past: Past) -> tuple[Frames, Past]:
 class Middle(nnx.Module):
     """Block, attention, block. Reference: `WanMidBlock`."""
 
-    def __init__(self, channels: int, *, conv, dtype: str, rngs: nnx.Rngs):
-        self.attentions = nnx.List([FrameAttention(channels, dtype=dtype, rngs=rngs)])
+    def __init__(self, channels: int, *, conv, flat):
+        self.attentions = nnx.List([FrameAttention(channels, flat=flat)])
         self.resnets = nnx.List([Block(channels, channels, conv=conv) for _ in range(2)])
 
     def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
@@ -244,10 +248,10 @@ class ResidualUp(nnx.Module):
 class Encoder(nnx.Module):
     """Patchified pixels -> 2 z channels. Reference: `WanEncoder3d`."""
 
-    def __init__(self, cfg: VAEConfig, *, conv, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, *, conv, flat):
         widths = [cfg.base * m for m in (1, *cfg.mult)]
         self.conv_in = conv(3 * cfg.patch**2, widths[0])
-        layers, scale, kinds = [], 1.0, {"conv": conv, "dtype": cfg.dtype, "rngs": rngs}
+        layers, scale, kinds = [], 1.0, {"conv": conv, "flat": flat}
         for level, (inside, out) in enumerate(pairwise(widths)):
             if cfg.residual:
                 down = None if level == len(cfg.temporal) else Down(out, cfg.temporal[level], **kinds)
@@ -256,12 +260,12 @@ class Encoder(nnx.Module):
             for n in range(cfg.res_blocks):
                 layers.append(Block(inside if n == 0 else out, out, conv=conv))
                 if scale in cfg.attn_scales:
-                    layers.append(FrameAttention(out, dtype=cfg.dtype, rngs=rngs))
+                    layers.append(FrameAttention(out, flat=flat))
             if level < len(cfg.temporal):
                 layers.append(Down(out, cfg.temporal[level], **kinds))
                 scale /= 2
         self.down_blocks = nnx.List(layers)
-        self.mid_block = Middle(widths[-1], conv=conv, dtype=cfg.dtype, rngs=rngs)
+        self.mid_block = Middle(widths[-1], conv=conv, flat=flat)
         self.norm_out = RMSNorm(widths[-1])
         self.conv_out = conv(widths[-1], 2 * cfg.z)
 
@@ -283,17 +287,17 @@ class UpBlock(nnx.Module):
 class Decoder(nnx.Module):
     """z channels -> patchified pixels. Reference: `WanDecoder3d`."""
 
-    def __init__(self, cfg: VAEConfig, *, conv, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, *, conv, flat):
         base = cfg.base if cfg.decoder_base is None else cfg.decoder_base
         mult, temporal = cfg.mult[::-1], cfg.temporal[::-1]
         inside = base * mult[0]
         self.conv_in = conv(cfg.z, inside)
-        self.mid_block = Middle(inside, conv=conv, dtype=cfg.dtype, rngs=rngs)
+        self.mid_block = Middle(inside, conv=conv, flat=flat)
         blocks = []
         for level, m in enumerate(mult):
             out, last = base * m, level == len(temporal)
             onward = out if cfg.residual else out // 2
-            up = None if last else Up(out, onward, temporal[level], conv=conv, dtype=cfg.dtype, rngs=rngs)
+            up = None if last else Up(out, onward, temporal[level], conv=conv, flat=flat)
             kind = ResidualUp if cfg.residual and not last else UpBlock
             blocks.append(kind(inside, out, cfg.res_blocks, up, conv=conv))
             inside = onward
@@ -313,26 +317,32 @@ class VAE(nnx.Module):
     """Video in [-1, 1] <-> latents. Initialise inside `jax.jit` for large configs."""
 
     def __init__(self, cfg: VAEConfig, rules: Rules = Rules(), *, rngs: nnx.Rngs):
-        conv = partial(CausalConv3d, dtype=cfg.dtype, back=cfg.conv, rngs=rngs)
-        self.encoder = Encoder(cfg, conv=conv, rngs=rngs)
+        flat = partial(Conv2d, dtype=cfg.dtype, rules=rules, rngs=rngs)
+        conv = partial(CausalConv3d, dtype=cfg.dtype, back=cfg.conv, rules=rules, rngs=rngs)
+        self.encoder = Encoder(cfg, conv=conv, flat=flat)
         self.quant_conv = conv(2 * cfg.z, 2 * cfg.z, (1, 1, 1))
         self.post_quant_conv = conv(cfg.z, cfg.z, (1, 1, 1))
-        self.decoder = Decoder(cfg, conv=conv, rngs=rngs)
+        self.decoder = Decoder(cfg, conv=conv, flat=flat)
         self.cfg, self.rules = cfg, rules
 
     def _encode(self, video: Video, past: Past = None) -> tuple[Latent, Latent, Past]:
         p = self.cfg.patch
-        x = constrain(video, self.rules("batch"))
+        x = split(video, self.rules)
         x = rearrange(x, "B T (H p) (W q) C -> B T H W (C q p)", p=p, q=p)  # width before height, as the reference
         x, past = self.encoder(x, past)
         mean, logvar = jnp.split(self.quant_conv(x)[0].astype(jnp.float32), 2, -1)
-        return mean, jnp.clip(logvar, -30.0, 20.0), past
+        return mean, jnp.clip(logvar, -30.0, 20.0), self._kept(past)
 
     def _decode(self, z: Latent, past: Past = None) -> tuple[Video, Past]:
         p = self.cfg.patch
-        x, _ = self.post_quant_conv(constrain(z, self.rules("batch")))
+        x, _ = self.post_quant_conv(split(z, self.rules))
         x, past = self.decoder(x, past)
-        return rearrange(x, "B T H W (C q p) -> B T (H p) (W q) C", p=p, q=p).astype(jnp.float32), past
+        video = rearrange(x, "B T H W (C q p) -> B T (H p) (W q) C", p=p, q=p).astype(jnp.float32)
+        return video, self._kept(past)
+
+    def _kept(self, past: Past) -> Past:
+        """On a mesh every piece's past lies as the next one's, so that one program serves all of them."""
+        return jax.tree.map(lambda frames: split(frames, self.rules), past)
 
     def encode(self, video: Video) -> tuple[Latent, Latent]:
         """Mean and log-variance of the latents, raw (not normalised): (B, 1+(T-1)/stride, H/factor, W/factor, z).

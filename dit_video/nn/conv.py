@@ -16,6 +16,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from dit_video.core.mesh import Rules, constrain, over_frames
+
 Frames = Float[Array, "_ _ _ _ _"]  # B T H W C, sizes unnamed: what a layer returns has other channels than it took
 Kernel3D = Float[Array, "t h w I O"]
 Back = Literal["folded", "direct", "platform"]
@@ -107,44 +109,53 @@ def by_platform(x: Frames, kernel: Kernel3D) -> Frames:
 _BACK = {"folded": folded, "direct": direct, "platform": by_platform}
 
 
+def split(x: Frames, rules: Rules) -> Frames:
+    """The same frames, on a mesh in parts of height or width. What goes into a convolution is pinned as what comes out:
+    left to XLA, it made a wrong gradient of a kernel where clips and frames are split."""
+    return constrain(x, over_frames(x.shape, rules))
+
+
 class CausalConv3d(nnx.Module):
     """Causal convolution, stride 1, spatial size kept, with bias. Reference: `WanCausalConv3d` of diffusers.
 
     Called with the last frames of what came before (`past`; None: nothing came before) it returns what the next call
-    wants as its past, so a clip in pieces and a whole clip go through the same code.
+    wants as its past, so a clip in pieces and a whole clip go through the same code. On a mesh every device has a part
+    of each frame, as `over_frames` says: the compiler sees to the rows and columns that neighbours need of it.
     """
 
     def __init__(
         self, inside: int, out: int, size: tuple[int, int, int] = (3, 3, 3), *, dtype="float32", back: Back = "folded",
-        kernel_init=fan_in, rngs: nnx.Rngs,
+        kernel_init=fan_in, rules: Rules = Rules(), rngs: nnx.Rngs,
     ):  # fmt: skip
         kernel = kernel_init(rngs.params(), (*size, inside, out), jnp.float32)
         self.kernel = nnx.Param(kernel, axes=(None, None, None, None, None))
         self.bias = nnx.Param(jnp.zeros((out,), jnp.float32), axes=(None,))
-        self.history, self.dtype, self.back = size[0] - 1, dtype, back
+        self.history, self.dtype, self.back, self.rules = size[0] - 1, dtype, back, rules
 
     def __call__(self, x: Frames, past: Frames | None = None) -> tuple[Frames, Frames | None]:
-        x = x.astype(self.dtype)
+        x = split(x.astype(self.dtype), self.rules)
         kernel, bias = (p.get_value().astype(self.dtype) for p in (self.kernel, self.bias))
         if self.history == 0:
-            return conv2d(x, kernel[0]) + bias, None
+            return split(conv2d(x, kernel[0]) + bias, self.rules), None
         joined = x if past is None else jnp.concatenate([past, x], 1)
         y = _BACK[self.back](joined, kernel)[:, joined.shape[1] - x.shape[1] :] + bias
         short = max(0, self.history - joined.shape[1])
         tail = jnp.pad(joined, ((0, 0), (short, 0), (0, 0), (0, 0), (0, 0)))[:, -self.history :]
-        return y, tail
+        return split(y, self.rules), tail
 
 
 class Conv2d(nnx.Module):
     """A 2-D convolution of every frame, with bias; `pad` and `stride` as in `conv2d`."""
 
     def __init__(
-        self, inside: int, out: int, size: int = 3, *, stride: int = 1, pad=None, dtype="float32", rngs: nnx.Rngs
-    ):
+        self, inside: int, out: int, size: int = 3, *, stride: int = 1, pad=None, dtype="float32",
+        rules: Rules = Rules(), rngs: nnx.Rngs,
+    ):  # fmt: skip
         self.kernel = nnx.Param(fan_in(rngs.params(), (size, size, inside, out), jnp.float32), axes=(None,) * 4)
         self.bias = nnx.Param(jnp.zeros((out,), jnp.float32), axes=(None,))
-        self.stride, self.pad, self.dtype = stride, pad, dtype
+        self.stride, self.pad, self.dtype, self.rules = stride, pad, dtype, rules
 
     def __call__(self, x: Frames) -> Frames:
         kernel, bias = (p.get_value().astype(self.dtype) for p in (self.kernel, self.bias))
-        return conv2d(x.astype(self.dtype), kernel, self.stride, self.pad) + bias
+        x = split(x.astype(self.dtype), self.rules)
+        return split(conv2d(x, kernel, self.stride, self.pad) + bias, self.rules)

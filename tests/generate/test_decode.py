@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dit_video.core.errors import BadInput, NonFinite
-from dit_video.core.mesh import Rules
+from dit_video.core.mesh import MeshShape, Rules, make_mesh
 from dit_video.generate.decode import Strip, Tiles, decode_frames, piece_bytes, starts, strips_of, tiles_for
 from dit_video.generate.programs import Programs, to_uint8
 from dit_video.models.vae import VAE, VAEConfig
@@ -44,6 +44,17 @@ def test_pieces_are_the_whole(programs, tiny, latents, whole, skip, drop):
     assert got.shape == want.shape
     assert np.abs(got.astype(int) - want).max() <= 1
     assert (got != want).mean() < 1e-3
+
+
+def test_pieces_on_a_mesh_are_the_whole(tiny, latents, whole):
+    """Eight slots as 3 + 2 + 2 + 1, each device with half of every frame; what is kept between pieces lies alike."""
+    mesh = make_mesh(MeshShape(1, 1, 2, 1), jax.devices()[:2])
+    spread = Programs(tiny.dit, tiny.vae, tiny.text, mesh, Rules())
+    with spread.on_mesh():
+        got = joined(spread, tiny, Strip(latents), None, 2)
+    assert np.abs(got.astype(int) - to_uint8(whole)).max() <= 1
+    assert sorted(function._cache_size() for function in spread.compiled.values()) == [1, 1]  # the first piece, others
+    assert spread.parts(1, 6, 4) == 1, "what a CPU calls devices has one memory"
 
 
 def test_tiles_are_blended(programs, tiny, latents, whole):

@@ -82,11 +82,17 @@ def test_compute_dtype_leaves_the_weights_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder, nnx.Param))} == {jnp.dtype("float32")}
 
 
-def test_the_same_rows_and_gradients_on_a_mesh():
+MORE = [MeshShape(8), MeshShape(1, 8), MeshShape(1, 4, 1, 2), MeshShape(2, 1, 2, 2), MeshShape(1, 1, 4, 2)]
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(2, 2, 1, 2), *(pytest.param(m, marks=pytest.mark.slow) for m in MORE)], ids=str
+)
+def test_the_same_rows_and_gradients_on_a_mesh(shape):
     encoder = TextEncoder(replace(SMALL, heads=4), rngs=nnx.Rngs(0))
     graph, params = nnx.split(encoder, nnx.Param)
-    ids = jnp.asarray(np.random.default_rng(0).integers(3, 60, (4, 16)))
-    length = jnp.array([16, 3, 1, 9])
+    ids = jnp.asarray(np.random.default_rng(0).integers(3, 60, (8, 16)))
+    length = jnp.array([16, 3, 1, 9, 2, 16, 5, 8])
 
     def loss(params, ids, length):
         rows = nnx.merge(graph, params)(ids, length).rows
@@ -94,11 +100,12 @@ def test_the_same_rows_and_gradients_on_a_mesh():
 
     step = jax.value_and_grad(loss, has_aux=True)
     (_, expected), expected_grads = jax.jit(step)(params, ids, length)
-    mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(shape)
     spread = jax.device_put(nnx.to_pure_dict(params), shardings(params, mesh))
     nnx.replace_by_pure_dict(params, spread)
     kernel = spread["blocks"]["attn"]["q"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (2, 12, 32)  # stacked layers whole, width and heads split
+    width, heads = 24 // (shape.fsdp * shape.context), 64 // shape.tensor
+    assert kernel.addressable_shards[0].data.shape == (2, width, heads)  # stacked layers whole, width and heads split
     with jax.set_mesh(mesh):
         on_batch = jax.device_put((ids, length), batch_sharding(mesh))
         (_, rows), grads = jax.jit(step)(params, *on_batch)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from dit_video.cli.plan.abstract import Program, Shapes, device_bytes, filled, placed_at, vae_of
 from dit_video.cli.plan.costs import Cost
 from dit_video.cli.plan.predict import Plan, Target, refused
-from dit_video.core.mesh import make_mesh, shardings
+from dit_video.core.mesh import make_mesh, over_frames, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.sample import start
 from dit_video.diffusion.schedule import Instant
@@ -77,7 +77,8 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
         make("step", lambda dit, *args: step(dit, *args, None), "dit", carry, moment, moment, given)
         piece = shape(1, SLOTS, h, w, vae.z)
         past = jax.eval_shape(lambda vae, z: programs.decode_piece(vae, z, None)[1], weights["vae"], piece)
-        make("decode", programs.decode_piece, "vae", piece, placed_at(past, whole))
+        past_at = jax.tree.map(lambda a: NamedSharding(mesh, over_frames(a.shape, experiment.rules, mesh)), past)
+        make("decode", programs.decode_piece, "vae", piece, placed_at(past, past_at))
     except jax.errors.JaxRuntimeError as error:
         hbm["total"] = hbm["parameters"] + refused(error)
         return Plan(target, describe(bucket, steps), hbm, False, Cost())
