@@ -26,7 +26,7 @@ ASKED = (
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",
-    "frames_sha256", "seconds", "weights", "strength",
+    "frames_sha256", "seconds", "weights", "lora", "strength",
 )  # fmt: skip
 # Of what else a clip was given, each with where it is from: what that is, and what was said of how to use it.
 GIVEN = {"image": "picture", "reference": "picture", "extend": "footage", "video": "footage", "mask": "mask"}
@@ -123,7 +123,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.generate.shots import OPENING
 
     try:
-        how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights")}
+        how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights"), "lora": metadata.get("lora", ())}
         pipe = VideoPipeline.from_pretrained(model, progress=not args.quiet, **how)
     except BadInput as error:
         raise MissingError(f"the model that made it is not there: {error} Give --model.") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from dit_video.cli import generate
 from dit_video.cli import inspect as inspect_verb
@@ -118,6 +119,20 @@ def test_made_of_footage_again(here, inspect, capsys, flags):
     assert inspect("new_1.mp4", "--rerun")[0] == 3
 
 
+def test_made_with_an_adapter_again(here, inspect, capsys):
+    """What was merged into the weights stands in the file; without it they are other weights."""
+    ends = {"A": (1, 32), "B": (32, 1)}
+    save_file({f"transformer.blocks.0.attn1.to_q.lora_{end}.weight": np.ones(shape, np.float32)
+               for end, shape in ends.items()}, "style.safetensors")  # fmt: skip
+    line = ["--model", "model", "--seed", "3", "--num_inference_steps", "2", "--lora", "style.safetensors=0.5"]
+    assert main(["generate", PROMPT, *line, "--quiet", "--output", "styled.mp4"]) == 0
+    capsys.readouterr()
+    code, report, _ = inspect("styled.mp4", "--rerun")
+    assert (code, report["metadata"]["lora"]) == (0, ["style.safetensors=0.5"])
+    code, _, err = inspect(rewrite(here / "styled.mp4", lora=[]), "--rerun")
+    assert (code, "model now has" in err) == (3, True)
+
+
 def test_other_frames_are_told_from_the_stored_ones(here, inspect, capsys):
     name = rewrite(here / "one.mp4", seed=4, versions={"dit_video": "0.0.9", "jax": "0.1", "python": "3.11.7"})
     code, report, _ = inspect(name, "--rerun")
@@ -159,6 +174,7 @@ def test_a_model_or_a_picture_that_has_moved(here, inspect):
     [
         ({"frames_sha256": None}, 2, "no hash of its frames"),
         ({"teleport": {"to": "mars"}}, 2, "was made with teleport"),
+        ({"latents": "given"}, 2, "was made with latents"),
         ({"given": [{"hologram": "old.mp4", "frames": 9}]}, 2, "was made with given"),
         ({"given": [{"extend": "old.mp4", "used": 9}]}, 3, "the footage that it was made from is not at old.mp4"),
         ({"image": {"image": "given", "height": 8, "width": 8}}, 3, "given from Python"),
