@@ -137,6 +137,12 @@ def test_a_jump_where_the_given_frames_end_is_a_seam(judged):
     assert judged["ratio"](brighter) > judged["JUMP"]
 
 
+def test_a_note_and_a_picture_stand_below_a_table(load):
+    data = {"columns": ["a"], "rows": [[1]], "made_by": "a command", "note": "a law", "picture": "tools/x.svg"}
+    lines = load("tables.py")["table"](data).splitlines()
+    assert lines == ["| a |", "| --- |", "| 1 |", "", "a law", "", "![a law](tools/x.svg)", "", "`a command`"]
+
+
 @pytest.mark.slow
 def test_the_seam_of_a_model(judged, tmp_path, tiny):
     stored = run(judged, "seam", VideoPipeline(tiny), tmp_path, 2)
