@@ -33,6 +33,7 @@ from dit_video.weights.model import Defaults, Model, denoiser
 from dit_video.weights.names import keys_of, to_foreign, unflatten
 
 SEPARATOR = "/"
+MOST = 64  # steps that processes tell each other
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -67,7 +68,8 @@ class Broken(DitVideoError):
 
 class Checkpoints:
     """Steps of a run, the newest `keep` of them; None to read them, which removes nothing: the run may be under way.
-    Saving is asynchronous; a copy is taken before it returns.
+    Saving is asynchronous; a copy is taken before it returns. All processes of a run call the same functions and use
+    the same steps: what one of them cannot read is broken for every one. A reader is its process's own.
 
     A save that fails, on a full disk say, is told in the log and leaves the others as they are.
     """
@@ -77,18 +79,30 @@ class Checkpoints:
 
         self.path, self.keep, self.ocp = Path(path).absolute(), keep, ocp
         self.damaged: set[int] = set()  # steps that `latest` could not use
+        self.together = keep is not None and jax.process_count() > 1
         self._open()
 
     def _open(self) -> None:
         # What an unfinished save has left goes, too.
         clean = self.keep is not None
         options = self.ocp.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=clean)
+        if not self.together and jax.process_count() > 1:
+            here = jax.process_index()
+            options.create = False  # it would wait for the others
+            options.multiprocessing_options = self.ocp.options.MultiprocessingOptions(here, {here}, f"process {here}")
         self.manager = self.ocp.CheckpointManager(self.path, options=options, item_names=("state", "about"))
 
     def steps(self) -> list[int]:
         """Steps that were written to the end, by what stands on the disk."""
         self.manager.reload()
         return sorted(int(s) for s in self.manager.all_steps())
+
+    def _known(self) -> list[int]:
+        """The steps that every process finds, of the newest."""
+        if not self.together:
+            return self.steps()
+        found = multihost_utils.process_allgather(np.resize(np.int32([*reversed(self.steps()), *[-1] * MOST]), MOST))
+        return sorted(set.intersection(*(set(row) for row in np.asarray(found).tolist())) - {-1})
 
     def save(self, step: int, state: Any, about: dict[str, Any], wait: bool = False) -> None:
         """Saves a tree of arrays and plain data about it. A step that is there already stays as it is.
@@ -140,22 +154,28 @@ class Checkpoints:
 
     def about(self, step: int) -> dict[str, Any]:
         """The plain data of a step. Raises `Broken`."""
-        args = self.ocp.args
+        return self._read(step, "about", self.ocp.JsonCheckpointHandler(), self.ocp.args.JsonRestore())
+
+    def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
+        """An item of a step, by its handler: the manager's own way ends at a barrier, where those that have read wait
+        for one that could not."""
+        found = failure = None
         try:
-            return self.manager.restore(step, args=args.Composite(about=args.JsonRestore()))["about"]
+            found = handler.restore(self.path / str(step) / item, args=args)
         except Exception as error:
-            raise Broken(f"step {step} of {self.path} cannot be read: {error}") from error
+            failure = error
+        failed = np.array(failure is not None)
+        if np.any(multihost_utils.process_allgather(failed) if self.together else failed):
+            raise Broken(f"step {step} of {self.path} cannot be read: {failure or 'by another process'}") from failure
+        return found
 
     def restore(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
         """Some or all arrays of a step, laid out by the shardings in `wanted`. Raises `Broken` when they do not load or
         when a checksum disagrees."""
         args, about = self.ocp.args, self.about(step)
         how = self.ocp.checkpoint_utils.construct_restore_args(dict(wanted))
-        try:
-            arrays = args.PyTreeRestore(dict(wanted), restore_args=how, partial_restore=True)
-            flat = dict(self.manager.restore(step, args=args.Composite(state=arrays))["state"])
-        except Exception as error:
-            raise Broken(f"step {step} of {self.path} cannot be read: {error}") from error
+        arrays = args.PyTreeRestore(dict(wanted), restore_args=how, partial_restore=True)
+        flat = dict(self._read(step, "state", self.ocp.PyTreeCheckpointHandler(), arrays))
         found = jax.device_get(checksums(flat))
         wrong = [name for name, x in found.items() if int(x) != about["checksums"].get(name)]
         if wrong:
@@ -171,7 +191,7 @@ class Checkpoints:
         is no checkpoint. With `step` that one and no other, with `before` only older ones than that. Raises `Broken`
         when there are some and none is whole."""
         self.settle()
-        steps = [s for s in self.steps() if before is None or s < before]
+        steps = [s for s in self._known() if before is None or s < before]
         if step is not None:
             if step not in steps:
                 raise BadInput(f"{self.path} has no step {step}. It has {', '.join(map(str, steps)) or 'none'}.")
@@ -192,7 +212,7 @@ class Checkpoints:
         """Removes the steps beyond `step`: a run that goes on from an earlier step makes them anew. Those that `latest`
         found damaged keep their files, under a name that says so."""
         self.settle()
-        for later in [s for s in self.steps() if s > step]:
+        for later in [s for s in self._known() if s > step]:
             if later not in self.damaged:
                 log.info("removing step %d: the run goes on from step %d", later, step)
                 self.manager.delete(later)

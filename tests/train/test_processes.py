@@ -42,7 +42,54 @@ except DitVideoError as error:
 """
 
 
-def start(workdir, count, *changes, pause=0.0):
+# One of two reads a step whose files were cut off after the other had read them; then each reads alone, in turn.
+CUT = """
+import json, os, sys, time
+from pathlib import Path
+from dit_video.core.cluster import join_cluster
+join_cluster(240)
+import jax, numpy as np, orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec as P, SingleDeviceSharding
+from dit_video.core.mesh import make_mesh
+from dit_video.train.processes import in_turn
+from dit_video.weights.checkpoints import Checkpoints
+
+here, first = Path(sys.argv[2]), jax.process_index() == 0
+where = NamedSharding(make_mesh(), P("data"))
+checkpoints = Checkpoints(here / "checkpoints", keep=3)
+for step in (5, 10):
+    values = np.full((8, 64), step, np.float32)
+    array = jax.make_array_from_callback(values.shape, where, lambda at: values[at])
+    checkpoints.save(step, {"w": array}, {}, wait=True)
+
+plain = ocp.PyTreeCheckpointHandler.restore
+def restore(self, folder, *args, **more):
+    if not first and folder.parent.name == "10":
+        while not (here / "read").exists():
+            time.sleep(0.05)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                os.truncate(path, path.stat().st_size // 2)
+    found = plain(self, folder, *args, **more)
+    (here / "read").touch()
+    return found
+ocp.PyTreeCheckpointHandler.restore = restore
+
+def newest(checkpoints, where):
+    wanted = {"w": jax.ShapeDtypeStruct((8, 64), np.float32, sharding=where)}
+    step, flat = checkpoints.latest(lambda step: checkpoints.restore(step, wanted))
+    return [step, float(flat["w"].addressable_data(0).mean())]
+
+said = [newest(checkpoints, where)]
+checkpoints.forget_after(said[0][0])
+with in_turn():
+    said.append(newest(Checkpoints(here / "checkpoints"), SingleDeviceSharding(jax.local_devices()[0])))
+checkpoints.close()
+print(json.dumps(said))
+"""
+
+
+def start(workdir, count, *changes, pause=0.0, code=CODE):
     with socket.create_server(("", 0)) as probe:
         address = f"localhost:{probe.getsockname()[1]}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // count), "PAUSE": str(pause)}
@@ -50,7 +97,7 @@ def start(workdir, count, *changes, pause=0.0):
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", CODE, str(STANDIN), str(workdir), *changes], text=True,
+            [sys.executable, "-c", code, str(STANDIN), str(workdir), *changes], text=True,
             env=env | ({"JAX_PROCESS_ID": str(index)} if count > 1 else {}),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
@@ -119,3 +166,12 @@ def test_when_one_is_lost_the_other_ends_and_both_go_on_later(tmp_path):
     again = finish(start(tmp_path, 2))
     assert [code for code, *_ in again] == [0, 0], again[0][2] + again[1][2]
     assert sorted(losses(tmp_path)) == list(range(5, 45, 5))
+
+
+@pytest.mark.slow
+def test_a_step_that_one_cannot_read_is_left_by_both(tmp_path):
+    ended = finish(start(tmp_path, 2, code=CUT))
+    assert [code for code, *_ in ended] == [0, 0], ended[0][2] + ended[1][2]
+    assert [json.loads(text.splitlines()[-1]) for _, text, _ in ended] == [[[5, 5.0], [5, 5.0]]] * 2
+    assert "by another process; trying the one before" in ended[0][2]
+    assert len([*(tmp_path / "checkpoints").glob("10.damaged.*")]) == 1
