@@ -218,7 +218,7 @@ def train(args: argparse.Namespace) -> None:
     no consequence. FLOPs are the denoiser's."""
     from dit_video.models.dit import flops
 
-    args = settled(args, layers=(2, 30), dtype=("float32", "bfloat16"), attention=("xla", "cudnn"),
+    args = settled(args, layers=(2, 30), dtype=("float32", "bfloat16"), attention=("chunked", "cudnn"),
                    remat=("none", "dots"), tokens=(2048, 32768), product=(3072, 16384))  # fmt: skip
     if args.quick:
         args.tokens, args.product = 32, 64
