@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
 def store(model: Any, args: argparse.Namespace, verify: bool = False) -> int:
     """Writes the model folder that the flags of `add_writing` ask for, and says what it holds."""
     from dit_video.core.log import log
+    from dit_video.export.verify import open_in_diffusers
     from dit_video.weights.folder import check_saved, save_model
     from dit_video.weights.lora import merge_files
     from dit_video.weights.released import release
@@ -58,10 +59,12 @@ def store(model: Any, args: argparse.Namespace, verify: bool = False) -> int:
     model = merge_files(model, args.lora)
     dtypes = {} if args.dtype == "keep" else dict.fromkeys(model.parts, args.dtype)
     path = save_model(model, args.out, dtypes=dtypes, force=args.force)
-    tensors = check_saved(model, path, dtypes) if verify else None
+    tensors, there = (check_saved(model, path, dtypes), open_in_diffusers(path)) if verify else (None, None)
+    opened = f"opened by diffusers {there}" if there else "diffusers is not installed, and did not open it"
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     log.info("%s: %s, %.2f GB%s", path, release(model).name, size / 1e9,
-             "" if tensors is None else f"; {tensors} tensors read back bit for bit")  # fmt: skip
+             "" if tensors is None else f"; {tensors} tensors read back bit for bit; {opened}")  # fmt: skip
     about = {"path": str(path), "pipeline": model.pipeline, "parts": [*model.parts], "bytes": size}
-    print(json.dumps(about | ({} if tensors is None else {"verified": tensors})) if args.json else path)
+    about |= {} if tensors is None else {"verified": tensors, "diffusers": there}
+    print(json.dumps(about) if args.json else path)
     return 0

@@ -1,9 +1,12 @@
-"""Whether an export gives the frames that it should: run.py is run as its user would, and its frames are compared."""
+"""Whether an export is what it should be: run.py is run as its user would, and its frames are compared; a folder for
+diffusers is opened there."""
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,37 @@ Reference = Callable[[Sequence[str], int], Sequence[Frames]]  # (prompts, seed) 
 PROMPTS = ("a red circle moves right", "a small blue star moves up quickly")
 NEAR = 2  # of 255: two computers round differently
 SHARE = 0.999  # of the pixels that must be so near
+
+# Part after part, so that the largest alone is in memory. In a process of its own: nothing here imports torch.
+OPEN = """\
+import json, sys
+import diffusers, torch, transformers
+folder = sys.argv[1]
+for part, kind in json.load(open(f"{folder}/model_index.json")).items():
+    if not isinstance(kind, list) or kind[0] is None:
+        continue
+    cls = getattr({"diffusers": diffusers, "transformers": transformers}[kind[0]], kind[1])
+    if not issubclass(cls, torch.nn.Module):
+        cls.from_pretrained(f"{folder}/{part}")
+        continue
+    _, info = cls.from_pretrained(f"{folder}/{part}", output_loading_info=True, torch_dtype="auto")
+    wrong = {key: sorted(map(str, info[key]))[:5] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        sys.exit(f"{part}: {wrong}")
+print(diffusers.__version__)
+"""
+
+
+def open_in_diffusers(folder: Path, python: str = sys.executable) -> str | None:
+    """The version of diffusers that opened every part of a folder, no tensor missing or too many; None where it is not
+    installed. Raises `DitVideoError` with its last words."""
+    if any(find_spec(name) is None for name in ("diffusers", "transformers", "torch")):
+        return None
+    done = subprocess.run([python, "-c", OPEN, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise DitVideoError(f"diffusers does not open {folder}:\n{last}")
+    return done.stdout.split()[-1]
 
 
 def run_export(python: str, out: Path, prompts: Sequence[str], seed: int, flags: Sequence[str] = ()) -> list[Frames]:

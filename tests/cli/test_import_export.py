@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dit_video.cli.main import main
+from dit_video.core.errors import DitVideoError
+from dit_video.export.verify import open_in_diffusers
 from dit_video.weights.folder import load_model, save_model
 from dit_video.weights.names import flatten, to_foreign
 from dit_video.weights.original import original_table
@@ -63,7 +65,8 @@ def test_a_denoiser_alone_wants_a_base(folder, tmp_path, capsys):
     np.testing.assert_array_equal(load_model(tmp_path / "out").params["dit"]["table"], 2 * model.params["dit"]["table"])
 
 
-def test_export_merges_and_verifies(folder, tmp_path, capsys):
+def test_export_merges_and_verifies(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dit_video.export.verify.find_spec", lambda name: None)  # loading torch takes long
     save_file(
         {"transformer.blocks.0.attn1.to_q.lora_A.weight": np.ones((1, 32), np.float32),
          "transformer.blocks.0.attn1.to_q.lora_B.weight": np.ones((32, 1), np.float32)}, tmp_path / "lora.safetensors",
@@ -71,9 +74,25 @@ def test_export_merges_and_verifies(folder, tmp_path, capsys):
     out = tmp_path / "out"
     line = ["export", str(out), "--model", str(folder), "--to", "diffusers", "--dtype", "float32", "--verify", "--json"]
     assert main([*line, "--lora", f"{tmp_path / 'lora.safetensors'}=0.5"]) == 0
-    assert json.loads(capsys.readouterr().out)["verified"] == len(weights(folder))
+    about = json.loads(capsys.readouterr().out)
+    assert (about["verified"], about["diffusers"]) == (len(weights(folder)), None)
     name = "blocks.0.attn1.to_q.weight"
     np.testing.assert_allclose(weights(out)[name], weights(folder)[name].astype(np.float32) + 0.5, atol=0.02)
+
+
+@pytest.mark.parity
+def test_diffusers_opens_what_was_exported(folder, tmp_path, capsys):
+    for package in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(package)
+    out = tmp_path / "out"
+    assert main(["export", str(out), "--model", str(folder), "--to", "diffusers", "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["diffusers"].startswith("0.")
+    file = out / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["proj_elsewhere.weight"] = tensors.pop("proj_out.weight")
+    save_file(tensors, file)
+    with pytest.raises(DitVideoError, match=r"(?s)does not open.*transformer: .*'missing_keys': \['proj_out.weight'\]"):
+        open_in_diffusers(out)
 
 
 def test_nothing_is_left_of_a_failure(folder, tmp_path, capsys):
