@@ -36,7 +36,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--shapes", metavar="TxHxW,...", help="of these sizes (default: stablehlo of any, onnx of the model's own)"
     )
-    parser.add_argument("--verify", action="store_true", help="read everything back and open it in diffusers, or run it, and compare")
+    parser.add_argument(
+        "--verify", action="store_true", help="read everything back and open it in diffusers, or run it, and compare"
+    )
     parser.add_argument("--scores", metavar="FILE", help="what `dit-video eval --json` printed, for the model card")
     parser.add_argument("--refresh", action="store_true", help="write OUT anew from the model that it was made from")
     parser.add_argument("--converter", metavar="PYTHON", help="the interpreter that has jax2onnx and onnxruntime")
