@@ -57,12 +57,28 @@ def test_order_of_convergence(name, order, t_start):
     np.testing.assert_allclose(orders, order, atol=0.3, err_msg=f"{errors}")
 
 
-@pytest.mark.parametrize("name, tolerance", [("euler", 0.12), ("heun", 2e-4), ("dpmpp_2m", 0.02), ("unipc", 0.02)])
+@pytest.mark.parametrize("name, tolerance", [("euler", 0.12), ("heun", 0.04), ("dpmpp_2m", 0.02), ("unipc", 0.02)])
 def test_thirty_steps_on_the_default_schedule(name, tolerance):
     solver = SOLVERS[name]
     schedule = Schedule(30, 3.0, solver.schedule)
     end = run(jax.jit(step_function(gaussian_flow, solver)), start(noise(), solver), schedule).x
     np.testing.assert_allclose(end, answer(np.asarray(noise()), schedule.instants().flow[0]), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_small_errors_of_the_data_stay_small(name):
+    """Of a network that puts out data: over a small time they are large errors of the slope. Here of .1 near the end,
+    which the last step takes as they are."""
+
+    def rough(x, time, memory):
+        t = time.field(x.shape)
+        v, _ = gaussian_flow(x, time, memory)
+        return v + jnp.where(t < 0.02, 0.1, 0.0) / jnp.maximum(t, 1e-3), memory
+
+    solver = SOLVERS[name]
+    schedule = Schedule(30, 3.0, solver.schedule)
+    ends = [run(jax.jit(step_function(f, solver)), start(noise(), solver), schedule).x for f in (rough, gaussian_flow)]
+    assert jnp.abs(ends[0] - ends[1]).max() < 0.15
 
 
 @pytest.mark.parametrize("name", SOLVERS)
