@@ -57,7 +57,7 @@ def test_order_of_convergence(name, order, t_start):
     np.testing.assert_allclose(orders, order, atol=0.3, err_msg=f"{errors}")
 
 
-@pytest.mark.parametrize("name, tolerance", [("euler", 0.12), ("heun", 0.04), ("dpmpp_2m", 0.02), ("unipc", 0.02)])
+@pytest.mark.parametrize("name, tolerance", [("euler", 0.12), ("heun", 3e-3), ("dpmpp_2m", 0.02), ("unipc", 0.02)])
 def test_thirty_steps_on_the_default_schedule(name, tolerance):
     solver = SOLVERS[name]
     schedule = Schedule(30, 3.0, solver.schedule)
