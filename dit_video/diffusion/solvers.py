@@ -54,8 +54,8 @@ class Euler:
 
 @dataclass(frozen=True)
 class Heun:
-    """Second order; two evaluations a step: the mean of the slopes at both ends. A step that goes far below its time, as
-    the one before the last does, takes the slope in its middle: at its end it is what x is off the data over t, so that
+    """Second order; two evaluations a step: the mean of the slopes at both ends. A step that goes far below its time,
+    as that before the last does, takes the slope in its middle: at its end it is what x is off the data over t, so that
     an error of the first half would come back h / 2t times. The last step is Euler's, because a network has not learned
     the slope at t = 0 (Karras et al. 2022, arXiv 2206.00364, algorithm 1); so it wants the schedule whose last step is
     small."""
