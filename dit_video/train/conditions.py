@@ -44,6 +44,11 @@ class Conditions:
         extra = {k: shares[k] for k in ("picture", "tail_with_sink", "window")}
         return plain, extra
 
+    def known(self) -> list[str]:
+        """The cases in which a part of the clip is known by its time."""
+        plain, extra = self.split()
+        return [case for case, share in (plain | extra).items() if share and case != "text"]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

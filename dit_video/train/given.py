@@ -29,8 +29,7 @@ def check_shown(conditions: Conditions, experiment: Experiment, start: Model, na
     frames = takes_frames(start.dit, start.vae, name)
     if not frames and (start.expand_timesteps or scratch):
         return
-    plain, extra = conditions.split()
-    if others := [case for case, share in (plain | extra).items() if share and case != "text"]:
+    if others := conditions.known():
         raise BadInput(
             f"{name} knows one time for all of a clip, so no part of it can be known by its time: set "
             f"{', '.join(f'objective.denoise.conditions.{case}' for case in others)} to 0, and text to 1"

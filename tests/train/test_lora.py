@@ -16,6 +16,7 @@ from dit_video.core.types import Text, Time
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
 from dit_video.data.pool import Pool
+from dit_video.generate.mode import abilities
 from dit_video.nn.leaves import Adapted
 from dit_video.train.conditions import Batch, Conditions
 from dit_video.train.denoise import Base, Crop, Denoise
@@ -152,6 +153,17 @@ def test_the_whole_denoiser_can_learn_too(folder, tmp_path):
         np.asarray(tuned.params["text"]["embed"]["embedding"]), start.params["text"]["embed"]["embedding"]
     )
     train(replace(again, steps=3), tmp_path / "run")  # goes on from its checkpoint
+
+
+@pytest.mark.parametrize("conditions, given", [(Conditions(), {"first", "tail", "mask"}), (TEXT_ALONE, set())])
+def test_from_scratch_a_model_can_be_given_what_training_showed_it(conditions, given):
+    """Though the model whose sizes it has knows one time for all of a clip."""
+    whole = miniature["miniature"]()
+    start = replace(whole, expand_timesteps=False, defaults=replace(whole.defaults, conditions=()))
+    base = Base(start.vae, start.params["vae"], start.tokenizer, start)
+    made = FineTune(Denoise(conditions=conditions), lora=None, scratch=True).model({"dit": start.params["dit"]}, base)
+    assert given <= abilities(made) and ("first" in abilities(made)) == bool(given)
+    assert not {"first", "tail"} & abilities(start)
 
 
 def test_what_cannot_be_tuned_says_so(folder, tmp_path):
