@@ -122,7 +122,9 @@ def test_hosts_take_their_rows_of_the_same_batch(built, processes):
     parts = [take(stream(built, 4 // processes, process=p, processes=processes), 12) for p in range(processes)]
     for step, hosts in zip(whole, zip(*parts, strict=True), strict=True):
         assert {(bucket, number) for bucket, _, number in hosts} == {(step[0], step[2])}
-        same([(step[0], [np.concatenate(x) for x in zip(*(h[1] for h in hosts), strict=True)], step[2])], [step])
+        fields = zip(*(h[1] for h in hosts), strict=True)
+        joined = [None if x[0] is None else np.concatenate(x) for x in fields]
+        same([(step[0], joined, step[2])], [step])
 
 
 @pytest.mark.parametrize("after", [1, 5, 9])
