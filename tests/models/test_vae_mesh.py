@@ -112,7 +112,8 @@ def one_device(cfg):
     return jax.device_get(learn(cfg)(*lesson(cfg)))
 
 
-MORE = [
+LESSONS = [
+    (MeshShape(1, 2, 2, 2), SMALLER),
     (MeshShape(8), SMALLER),
     (MeshShape(1, 8), SMALLER),
     (MeshShape(2, 2, 1, 2), SMALLER),
@@ -123,9 +124,10 @@ MORE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, cfg",
-    [(MeshShape(1, 2, 2, 2), SMALLER), *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)],
+    LESSONS,
     ids=lambda value: str(value) if isinstance(value, MeshShape) else f"{value.conv}-{value.residual}",
 )
 def test_loss_and_gradients_are_those_of_one_device(mesh, cfg):
