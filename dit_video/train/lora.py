@@ -29,8 +29,8 @@ from dit_video.train.experiment import Experiment
 from dit_video.train.given import check_shown
 from dit_video.weights.checkpoints import Run, open_base
 from dit_video.weights.folder import read
-from dit_video.weights.lora import add_adapters, save_lora
-from dit_video.weights.model import Defaults, Model, abstract, denoiser, shapes
+from dit_video.weights.lora import save_lora, tuned
+from dit_video.weights.model import Model, abstract, denoiser, shapes
 from dit_video.weights.names import flatten, unflatten
 from dit_video.weights.place import place
 
@@ -171,14 +171,9 @@ class FineTune:
         return self.denoise.stream(experiment, base, held_out)
 
     def model(self, params: dict[str, Any], base: Base) -> Model:
-        """The model that was started from, with what was learnt in it; from scratch also to be given what it was."""
-        start, tuned = base.start, params.get(self.part)
-        if self.lora is not None:
-            tuned = add_adapters(start.params[self.part], params["lora"], self.lora.scale)
-        if self.scratch and self.denoise.conditions.known() and not start.expand_timesteps:
-            defaults = replace(start.defaults, conditions=Defaults().conditions)
-            start = replace(start, expand_timesteps=True, defaults=defaults)
-        return replace(start, params=start.params | {self.part: tuned}, digest="")
+        """The model that was started from, with what was learnt in it."""
+        scale = None if self.lora is None else self.lora.scale
+        return tuned(base.start, self.part, params, scale, self.scratch and bool(self.denoise.conditions.known()))
 
     def finish(self, params: dict[str, Any], experiment: Experiment, base: Base, run: Run) -> None:
         """Leaves the adapters as a file that this package, diffusers and PEFT read: `lora/` in the run. It names one

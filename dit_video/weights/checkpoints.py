@@ -404,16 +404,15 @@ def open_base(name: str | os.PathLike[str] | None) -> Model:
 
 def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
     """The model that a fine-tuning run started from, with what was learnt in it."""
-    from dit_video.weights.lora import add_adapters
+    from dit_video.weights.lora import tuned
 
-    experiment = run.experiment()
-    start, lora = open_base(experiment["init"]), experiment["objective"]["lora"]
-    _, params = load_params(run.path, ema, step)
-    part = denoiser(experiment["objective"].get("expert"))
-    tuned = params.get(part)
-    if lora is not None:
-        tuned = add_adapters(start.params[part], params["lora"], lora["alpha"] / lora["rank"])
-    return replace(start, params=start.params | {part: tuned}, name=str(run.path), digest="")
+    experiment, (_, params) = run.experiment(), load_params(run.path, ema, step)
+    objective = experiment["objective"]
+    lora, shown = objective["lora"], from_dict(objective["denoise"]["conditions"])
+    scale = None if lora is None else lora["alpha"] / lora["rank"]
+    known = objective.get("scratch", False) and bool(shown.known())
+    start = open_base(experiment["init"])
+    return replace(tuned(start, denoiser(objective.get("expert")), params, scale, known), name=str(run.path))
 
 
 def scheduler(shift: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from dit_video.core.errors import BadInput, MissingError, NonFinite
 from dit_video.core.log import log
 from dit_video.models.dit import DiTConfig
-from dit_video.weights.model import Model, shapes
+from dit_video.weights.model import Defaults, Model, shapes
 from dit_video.weights.names import Foreign, Stored, flatten, places, unflatten
 from dit_video.weights.names_dit import dit_table
 from dit_video.weights.original import PREFIXES, original_name
@@ -266,6 +266,17 @@ def _parse(text: str) -> tuple[str, float, str]:
         raise BadInput(f"--lora {text}: {strength!r} is no number. Give PATH or PATH=STRENGTH.") from None
     second = path.endswith("@2") and not Path(path).expanduser().exists()
     return path.removesuffix("@2") if second else path, value, "dit_2" if second else "dit"
+
+
+def tuned(start: Model, part: str, learnt: Mapping[str, Any], scale: float | None, known: bool) -> Model:
+    """The model that a fine-tuning started from, with what was learnt in it: its denoiser `part`, or with a `scale`
+    adapters of that. known: it learnt that parts of a clip can be known by their time, whatever the other one knew."""
+    weights = learnt[part] if scale is None else add_adapters(start.params[part], learnt["lora"], scale)
+    if known and not start.expand_timesteps:
+        start = replace(
+            start, expand_timesteps=True, defaults=replace(start.defaults, conditions=Defaults().conditions)
+        )
+    return replace(start, params=start.params | {part: weights}, digest="")
 
 
 def add_adapters(params: Any, learnt: Mapping[Any, Any], scale: float) -> Any:

@@ -166,6 +166,18 @@ def test_from_scratch_a_model_can_be_given_what_training_showed_it(conditions, g
     assert not {"first", "tail"} & abilities(start)
 
 
+@pytest.mark.slow
+def test_a_run_from_scratch_can_be_given_it_too(tmp_path):
+    whole = miniature["miniature"]()
+    start = replace(whole, expand_timesteps=False, defaults=replace(whole.defaults, conditions=()))
+    there = experiment(save_model(start, tmp_path / "start"), lora=None, scratch=True)
+    shown = replace(there.objective.denoise, conditions=Conditions())
+    train(replace(there, steps=1, objective=replace(there.objective, denoise=shown)), tmp_path / "run")
+    assert abilities(load_run(tmp_path / "run")) == abilities(whole) | {"free"}
+    train(replace(there, steps=1), tmp_path / "text")
+    assert abilities(load_run(tmp_path / "text")) == {"free"}
+
+
 def test_what_cannot_be_tuned_says_so(folder, tmp_path):
     with pytest.raises(BadInput, match=r"fine-tuning starts from a model: --init MODEL"):
         train(replace(experiment(folder), init=None), tmp_path / "a")
