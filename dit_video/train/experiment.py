@@ -14,6 +14,8 @@ from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Source
 from dit_video.train.optim import Optimizer
 
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
 
 class Stream(Protocol):
     """Batches for ever. `state` is small plain data from which `restore` goes on with the very same batches."""
@@ -89,6 +91,9 @@ class Experiment:
     log_every: int = 20
     hang_after: float = 3600.0  # seconds without a batch, step or save that end a process with 124; 0: never
     cores: bool = False  # on a CPU, `dit-video train` makes each core a device: faster for a small model
+    # JAX's name, of a step: `bfloat16` rounds the factors of float32 matrix products, which is faster on accelerators
+    # and on a CPU with AMX. None: as JAX is told.
+    matmul_precision: str | None = None
     mesh: MeshShape = MeshShape()
     rules: Rules = Rules()
 
@@ -108,6 +113,8 @@ class Experiment:
             raise BadInput(f"batch={self.batch} does not divide into the {parts} parts that the processes bring")
         if not self.ema or any(not 0 <= d < 1 for d in self.ema):
             raise BadInput(f"ema={self.ema}: decays lie in [0, 1), and there is at least one")
+        if self.matmul_precision not in (None, *PRECISIONS):
+            raise BadInput(f"matmul_precision={self.matmul_precision!r}: choose one of {', '.join(PRECISIONS)}")
         if not self.buckets:
             raise BadInput("buckets: at least one is needed")
         for bucket in self.buckets:

@@ -174,7 +174,8 @@ class Trainer:
         def measured(frozen: Any, *args: Any) -> Any:
             return loss_of(self.objective, self.parts, frozen)(*args)[0]
 
-        halves = compiled_halves(self.objective, self.parts, self.optimizer, self.where, e.ema, e.accumulate)
+        how = (e.ema, e.accumulate, e.matmul_precision)
+        halves = compiled_halves(self.objective, self.parts, self.optimizer, self.where, *how)
         self.gradients_fn, self.update_fn = partial(halves[0], self.frozen), halves[1]
         self.measure_fn = partial(jax.jit(measured), self.frozen)
         # An average lies spread over the devices; what is measured lies as the parameters do.

@@ -173,14 +173,23 @@ def compiled_halves(
     where: TrainState,
     decays: tuple[float, ...],
     accumulate: int = 1,
+    precision: str | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two programs of a step, to be called or lowered: gradients(frozen, params, step, batch, key), and
-    update(state, gradients, metrics), which is given the state to write into."""
+    update(state, gradients, metrics), which is given the state to write into. precision: of matrix products, None: as
+    JAX is told."""
+
+    def products() -> AbstractContextManager[Any]:
+        return nullcontext() if precision is None else jax.default_matmul_precision(precision)
 
     def first(frozen: Any, *args: Any) -> Any:
-        return make_gradients(loss_of(objective, parts, frozen), accumulate)(*args)
+        with products():
+            return make_gradients(loss_of(objective, parts, frozen), accumulate)(*args)
 
-    second = make_update(optimizer, decays)
+    def second(*args: Any) -> Any:
+        with products():
+            return make_update(optimizer, decays)(*args)
+
     return (
         jax.jit(first, out_shardings=(where.ema[0], None)),
         jax.jit(second, donate_argnums=0, out_shardings=(where, None)),

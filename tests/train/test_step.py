@@ -21,6 +21,7 @@ from dit_video.train.metrics import Late, MetricsLog, count_flops, mean
 from dit_video.train.optim import Optimizer
 from dit_video.train.step import (
     TrainState,
+    compiled_halves,
     ema_decay,
     gradients,
     initial_state,
@@ -162,6 +163,25 @@ def one_step(objective, tiny, shape, devices, kind=None):
         (value, _), grads = jax.jit(gradients(loss))(state.params, batch, jax.random.key(1))
         updates = jax.jit(optimizer.update)(grads, state.opt, state.params)[0] if kind else None
     return value, jax.device_get(grads), jax.device_get(updates), where
+
+
+def test_the_precision_of_products_is_that_of_the_step_alone(denoiser, tiny):
+    """bfloat16 changes the gradients a little, on two devices too, and nothing outside of the step."""
+    rules, optimizer, parts = Rules(), optax.sgd(0.1), trained(denoiser, Rules())
+    start = {name: tiny.params[name] for name in ("dit", "text")}
+
+    def of(precision, devices):
+        mesh = make_mesh(MeshShape(devices), jax.devices()[:devices])
+        shapes, where = layout(denoiser, parts, optimizer, mesh, rules, (0.9,))
+        state = initial_state(denoiser, optimizer, mesh, rules, where, shapes, seed=0, decays=(0.9,), start=start)
+        first, _ = compiled_halves(denoiser, parts, optimizer, where, (0.9,), 1, precision)
+        with on(mesh):
+            grads, _ = first(None, state.params, state.step, place(denoiser_batch(), mesh, rules), jax.random.key(1))
+        return np.concatenate([np.ravel(g) for g in jax.tree.leaves(jax.device_get(grads))])
+
+    exact, rounded = of(None, 1), of("bfloat16", 2)
+    assert 1e-4 < np.linalg.norm(rounded - exact) / np.linalg.norm(exact) < 0.03
+    assert jax.config.jax_default_matmul_precision is None
 
 
 MORE = [MeshShape(8), MeshShape(1, 8), MeshShape(2, 2, 2, 1), MeshShape(1, 1, 4, 2), MeshShape(2, 1, 2, 2)]

@@ -67,7 +67,9 @@ class Train:
         parts = trained(self.objective, e.rules)
         optimizer = e.optimizer.build(e.steps)
         _, where = layout(self.objective, parts, optimizer, mesh, e.rules, e.ema)
-        gradients, update = compiled_halves(self.objective, parts, optimizer, where, e.ema, e.accumulate)
+        gradients, update = compiled_halves(
+            self.objective, parts, optimizer, where, e.ema, e.accumulate, e.matmul_precision
+        )
         whole = NamedSharding(mesh, P())
         key = placed_at(jax.eval_shape(lambda: jax.random.key(0)), whole)
         metrics = placed_at(jax.eval_shape(lambda: {"loss": jnp.zeros(())}), whole)
