@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ PUBLISHED = (
 def store(name: str, columns: list[str], rows: list[list[Any]], command: str) -> None:
     RESULTS.mkdir(exist_ok=True)
     data = {"columns": columns, "rows": rows, "made_by": command, "date": time.strftime("%Y-%m-%d"),
-            "machine": f"libtpu on a CPU machine, {platform.machine()}"}  # fmt: skip
+            "machine": f"libtpu {version('libtpu')} on a CPU machine, {platform.machine()}",
+            "compiler": version("libtpu")}  # fmt: skip
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
