@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export", help="a model becomes files for other programs", description=__doc__, epilog=EPILOG
     )
-    parser.add_argument("out", metavar="OUT", help="what to write")
+    parser.add_argument("out", metavar="OUT", help="what to write, here or in an object store (gs://, s3://)")
     parser.add_argument("--to", choices=("diffusers", "stablehlo", "onnx"), metavar="FORMAT",
                         help="diffusers, stablehlo or onnx")  # fmt: skip
     parser.add_argument("--model", metavar="MODEL", help="a model folder, a run folder, or a name (default: on board)")
@@ -69,8 +69,11 @@ def run(args: argparse.Namespace) -> int:
 def again(args: argparse.Namespace) -> None:
     """Takes what an export was made with from its manifest. Raises as `read_manifest`, and BadInput for other flags."""
     from dit_video.core.errors import BadInput
+    from dit_video.data.store import is_address
     from dit_video.export.folder import read_manifest
 
+    if is_address(args.out):
+        raise BadInput(f"--refresh {args.out}: this is for a folder here. Export there again with --force.")
     about = read_manifest(Path(args.out))
     if args.to not in (None, about["format"]):
         raise BadInput(f"{args.out} is an export to {about['format']}; --to {args.to} wants a folder of its own")
@@ -111,19 +114,19 @@ def programs(args: argparse.Namespace) -> int:
         tuple(parse_shapes(args.shapes)) if args.shapes else (), tuple(args.lora),
         read_json(Path(args.scores)) if args.scores else None, args.force,
     )  # fmt: skip
-    out, python = Path(args.out), sys.executable
-    if args.to == "onnx":
-        python = onnx.converter(args.converter)
-        onnx.export_onnx(order, out, python)
-    else:
-        stablehlo.export_stablehlo(order, out)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    shape = (*order.shapes, model_shape(model))[0]
-    measured = verify(out, python, reference(model, dtype, shape), shape) if args.verify else None
+    python = onnx.converter(args.converter) if args.to == "onnx" else sys.executable
+    with importing().destination(args.out, args.force) as out:
+        if args.to == "onnx":
+            onnx.export_onnx(order, out, python)
+        else:
+            stablehlo.export_stablehlo(order, out)
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        shape = (*order.shapes, model_shape(model))[0]
+        measured = verify(out, python, reference(model, dtype, shape), shape) if args.verify else None
     near = "" if measured is None else f"; {100 * measured['pixels_within_2_of_255']:.3f} % of pixels within 2/255"
-    log.info("%s: %.1f MB%s", out, size / 1e6, near)
-    about = {"path": str(out), "format": args.to, "bytes": size}
-    print(json.dumps(about | ({} if measured is None else {"verified": measured})) if args.json else out)
+    log.info("%s: %.1f MB%s", args.out, size / 1e6, near)
+    about = {"path": args.out, "format": args.to, "bytes": size}
+    print(json.dumps(about | ({} if measured is None else {"verified": measured})) if args.json else args.out)
     return 0
 
 

@@ -115,9 +115,11 @@ def run(args: argparse.Namespace) -> int:
 
 def compile_cache() -> Path:
     """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR if set, or `dit_video/xla` in the user's cache."""
+    from dit_video.core.files import cache_folder
+
     if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dit_video" / "xla"
+    return cache_folder("xla")
 
 
 def prepare_jax(device: str) -> None:

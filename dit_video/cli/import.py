@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 EPILOG = """\
@@ -22,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         "import", help="a public checkpoint becomes a model folder", description=__doc__, epilog=EPILOG
     )
     parser.add_argument("source", metavar="SRC", help="what to read")
-    parser.add_argument("out", metavar="OUT", help="the folder to write")
+    parser.add_argument("out", metavar="OUT", help="the folder to write, here or in an object store (gs://, s3://)")
     parser.add_argument("--base", metavar="MODEL", help="where a denoiser alone takes all else from")
     add_writing(parser)
 
@@ -58,13 +62,35 @@ def store(model: Any, args: argparse.Namespace, verify: bool = False) -> int:
 
     model = merge_files(model, args.lora)
     dtypes = {} if args.dtype == "keep" else dict.fromkeys(model.parts, args.dtype)
-    path = save_model(model, args.out, dtypes=dtypes, force=args.force)
-    tensors, there = (check_saved(model, path, dtypes), open_in_diffusers(path)) if verify else (None, None)
+    with destination(args.out, args.force) as folder:
+        path = save_model(model, folder, dtypes=dtypes, force=args.force)
+        tensors, there = (check_saved(model, path, dtypes), open_in_diffusers(path)) if verify else (None, None)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     opened = f"opened by diffusers {there}" if there else "diffusers is not installed, and did not open it"
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    log.info("%s: %s, %.2f GB%s", path, release(model).name, size / 1e9,
+    log.info("%s: %s, %.2f GB%s", args.out, release(model).name, size / 1e9,
              "" if tensors is None else f"; {tensors} tensors read back bit for bit; {opened}")  # fmt: skip
-    about = {"path": str(path), "pipeline": model.pipeline, "parts": [*model.parts], "bytes": size}
+    about = {"path": args.out, "pipeline": model.pipeline, "parts": [*model.parts], "bytes": size}
     about |= {} if tensors is None else {"verified": tensors, "diffusers": there}
-    print(json.dumps(about) if args.json else path)
+    print(json.dumps(about) if args.json else args.out)
     return 0
+
+
+@contextmanager
+def destination(out: str, force: bool) -> Iterator[Path]:
+    """The folder to write: OUT itself, or, for an address of an object store, one here whose files are sent there at
+    the end. Raises `BadInput` where the address holds files already (`force` replaces an export or a model)."""
+    from dit_video.core.errors import BadInput
+    from dit_video.data.store import Store, is_address
+    from dit_video.weights.find import MANIFEST
+
+    if not is_address(out):
+        yield Path(out)
+        return
+    store = Store(out)
+    there = store.names()
+    if there and not (force and MANIFEST in there):
+        what = "it is no model and no export: choose another place" if force else "--force replaces it"
+        raise BadInput(f"{out} holds {len(there)} files already; {what}.")
+    with tempfile.TemporaryDirectory(prefix="dit_video-") as folder:
+        yield Path(folder) / "out"
+        store.send(Path(folder) / "out", MANIFEST)

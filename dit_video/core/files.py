@@ -9,6 +9,11 @@ from pathlib import Path
 from dit_video.core.errors import BadInput
 
 
+def cache_folder(name: str) -> Path:
+    """The user's folder for what can be made or fetched again (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dit_video" / name
+
+
 def sha256(path: Path) -> str:
     """Hex digits of a file's content, read in pieces."""
     with path.open("rb") as file:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dit_video.core.errors import BadInput
-from dit_video.core.files import sha256
+from dit_video.core.files import cache_folder, sha256
 from dit_video.core.log import log
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket
@@ -172,10 +172,8 @@ class LatentReader:
         """The shard's file here; of an object store a copy, checked once, under the name of its content."""
         if self.store.here:
             return Path(self.store.path(shard["file"]))
-        root = self.source.cache or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dit_video/shards"
-        )
-        copy = Path(root) / f"{shard['sha256']}.arrayrecord"
+        root = Path(self.source.cache) if self.source.cache else cache_folder("shards")
+        copy = root / f"{shard['sha256']}.arrayrecord"
         if not copy.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
             partial = copy.with_suffix(f".{os.getpid()}.partial")

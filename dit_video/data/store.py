@@ -13,6 +13,11 @@ from pathlib import Path
 from dit_video.core.errors import BadInput, MissingError
 
 
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether this is gs://..., s3://... and not a path."""
+    return "://" in str(path)
+
+
 class Store:
     """A folder, here or in an object store.
 
@@ -66,6 +71,37 @@ class Store:
             return {}
         found = self.fs.cat([self.path(name) for name in names])
         return {name: found[self.fs._strip_protocol(self.path(name))] for name in names}
+
+    def fetch(self, to: Path) -> None:
+        """Every file below, into the folder `to`, which appears whole or not at all. Raises `BadInput` where it cannot
+        be written, and for what the store's driver reports."""
+        partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
+        try:
+            for name in self.names():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                self.copy(name, partial / name)
+            partial.rename(to)
+        except OSError as error:
+            raise BadInput(f"{self.address} cannot be copied to {to}: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def send(self, folder: Path, last: str) -> None:
+        """Puts every file of a folder here, that named `last` after all others: where it stands, all do. Files of the
+        same folder here that are not in that one go before it. Raises `BadInput` for what the driver reports."""
+        found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        try:
+            old = self.names()
+            if last in old:
+                self.fs.rm_file(self.path(last))
+            for name in sorted(found, key=lambda name: name == last):
+                if name == last:
+                    for gone in set(old) - set(found):
+                        self.fs.rm_file(self.path(gone))
+                with self.writing(name) as file:
+                    shutil.copyfile(folder / name, file)
+        except OSError as error:
+            raise BadInput(f"{self.address} cannot be written: {error.strerror or error}") from None
 
     def make(self) -> None:
         """The folder, if it is not there. Raises `BadInput` when it cannot be made or written."""

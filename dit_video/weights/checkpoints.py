@@ -24,12 +24,13 @@ from dit_video.core.config import from_dict, to_dict
 from dit_video.core.errors import BadInput, DitVideoError, MissingError, Partial
 from dit_video.core.files import replacing
 from dit_video.core.log import log
+from dit_video.data.store import is_address
 from dit_video.models.tokenizer import Tokenizer
 from dit_video.models.vae import VAEConfig
 from dit_video.weights import names_vae
-from dit_video.weights.find import INDEX
+from dit_video.weights.find import INDEX, find_model
 from dit_video.weights.folder import PARTS, load_model, open_model, read_part
-from dit_video.weights.model import Defaults, Model, denoiser
+from dit_video.weights.model import Defaults, Model, denoiser, scheduler
 from dit_video.weights.names import keys_of, to_foreign, unflatten
 
 SEPARATOR = "/"
@@ -397,9 +398,11 @@ def load_run(path: str | os.PathLike[str], ema: str | float | None = None, step:
 
 def open_base(name: str | os.PathLike[str] | None) -> Model:
     """A model by name: a folder's weights are not read yet (see `open_model`), a run's are."""
-    folder = None if name is None else Path(name).expanduser()
-    is_run = folder is not None and Run.is_run(folder) and not (folder / INDEX).is_file()
-    return load_run(folder) if is_run and folder is not None else open_model(name)
+    if name is not None:
+        folder = find_model(name) if is_address(name) else Path(name).expanduser()
+        if Run.is_run(folder) and not (folder / INDEX).is_file():
+            return load_run(folder)
+    return open_model(name)
 
 
 def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
@@ -413,20 +416,6 @@ def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
     known = objective.get("scratch", False) and bool(shown.known())
     start = open_base(experiment["init"])
     return replace(tuned(start, denoiser(objective.get("expert")), params, scale, known), name=str(run.path))
-
-
-def scheduler(shift: float) -> dict[str, Any]:
-    """`scheduler_config.json` for a flow of this shift, as the Wan pipelines have it."""
-    return {
-        "_class_name": "UniPCMultistepScheduler",
-        "num_train_timesteps": 1000,
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": shift,
-        "solver_order": 2,
-        "solver_type": "bh2",
-        "final_sigmas_type": "zero",
-    }
 
 
 def load_vae(name: str | None) -> tuple[VAEConfig, Any]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dit_video.core.errors import BadInput, MissingError
-from dit_video.core.files import sha256
+from dit_video.core.files import cache_folder, sha256
+from dit_video.core.log import log
+from dit_video.data.store import Store, is_address
 
 ON_BOARD = "board"  # the name of the weights that the package carries
 INDEX, MANIFEST = "model_index.json", "manifest.json"
@@ -27,11 +29,13 @@ def manifest(folder: Path) -> dict[str, str]:
 
 def find_model(name: str | Path | None) -> Path:
     """The folder of a model or of a run. None and "board": the weights that the package carries. OWNER/NAME that is no
-    folder here is fetched from the Hugging Face Hub.
+    folder here is fetched from the Hugging Face Hub, gs:// and s3:// from an object store.
 
-    Raises `MissingError` when those are not in this installation or the Hub does not give them, `BadInput` for another
-    name that is no model.
+    Raises `MissingError` when those are not in this installation or the Hub or the store does not give them, `BadInput`
+    for another name that is no model.
     """
+    if name is not None and is_address(name):
+        return _from_store(str(name))
     if name is None or (str(name) == ON_BOARD and not Path(name).exists()):
         folder = Path(str(files("dit_video"))) / "weights" / "on_board"
         if not (folder / INDEX).is_file():
@@ -50,6 +54,24 @@ def find_model(name: str | Path | None) -> Path:
     else:
         what = "it is a file" if folder.exists() else f"there is no such folder ({folder.absolute()})"
     raise BadInput(f"unknown model {str(name)!r}: {what}, and the package carries only {ON_BOARD!r}.")
+
+
+def _from_store(address: str) -> Path:
+    """The folder's copy in the user's cache, under a name that tells its files, sizes and checksums: what is there
+    already is not fetched again."""
+    store = Store(address)
+    names = store.names()
+    if INDEX not in names and "experiment.json" not in names:
+        raise BadInput(f"unknown model {address!r}: there is no {INDEX} (a model) and no experiment.json (a run)")
+    state = [(name, store.size(name)) for name in names]
+    sums = store.read(MANIFEST).decode() if MANIFEST in names else ""
+    key = hashlib.sha256(json.dumps([address, state, sums]).encode()).hexdigest()[:16]
+    folder = cache_folder("models") / key
+    if not folder.is_dir():
+        log.info("%s: %.2f GB to %s", address, sum(size or 0 for _, size in state) / 1e9, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        store.fetch(folder)
+    return folder
 
 
 def _from_hub(name: str) -> Path:

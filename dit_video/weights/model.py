@@ -102,3 +102,17 @@ def weight_dtype(path: str, dtype: Any) -> np.dtype:
     stay in float32 under a shorter one. They are small, and the reference keeps most of them so."""
     matrix = path.endswith(("kernel", "embedding")) and not {"time_in", "time_out"} & set(path.split("/"))
     return np.dtype(dtype) if matrix or np.dtype(dtype).itemsize >= 4 else np.dtype(np.float32)
+
+
+def scheduler(shift: float) -> dict[str, Any]:
+    """`scheduler_config.json` for a flow of this shift, as the Wan pipelines have it."""
+    return {
+        "_class_name": "UniPCMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": shift,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "final_sigmas_type": "zero",
+    }
