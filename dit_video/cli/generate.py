@@ -76,6 +76,11 @@ def add_parser(subparsers: Any) -> None:
     how.add_argument("--guidance_scale", type=float, metavar="X", help="1 switches guidance off: twice as fast")
     how.add_argument("--guidance_scale_2", type=float, metavar="X",
                      help="of the second of two denoisers (Wan 2.2 A14B; default: the first's)")  # fmt: skip
+    how.add_argument("--guidance_interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                     help="guidance only for times from LOW to HIGH, 1 being noise (default 0 1)")  # fmt: skip
+    how.add_argument("--guidance_rescale", type=float, default=0.0, metavar="X",
+                     help="against over-exposure: pulls contrast back by this part")  # fmt: skip
+    how.add_argument("--cfg_zero_star", action="store_true", help="CFG-Zero*, for models that are hardly trained")
     how.add_argument("--conditioning_scale", type=float, metavar="X", help="how much VACE's control counts (default 1)")
     how.add_argument("--solver", metavar="NAME", help="unipc, dpmpp_2m, heun or euler")
     how.add_argument("--shift", type=float, metavar="X", help="above 1: more of the steps near noise")

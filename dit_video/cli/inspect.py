@@ -22,7 +22,8 @@ examples:
 # Of a clip's metadata: what a request is made of, by the same names, and what is known of the result.
 ASKED = (
     "negative_prompt", "num_frames", "height", "width", "fps", "num_inference_steps", "solver", "shift",
-    "guidance_scale", "guidance_scale_2", "conditioning_scale", "seed", "prompt_at", "transition", "loop", "cache",
+    "guidance_scale", "guidance_scale_2", "guidance_interval", "guidance_rescale", "cfg_zero_star",
+    "conditioning_scale", "seed", "prompt_at", "transition", "loop", "cache",
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",

@@ -6,12 +6,14 @@ The scale is a number inside the compiled step, not a constant of it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dit_video.core.errors import BadInput
 from dit_video.core.types import Latent, Time
 
 Velocity = Callable[[Latent, Time, Any], tuple[Latent, Any]]  # (x, t, memory) -> (dx/dt, memory)
@@ -88,3 +90,34 @@ def zero_start(velocity: Velocity, above: float) -> Velocity:
         return jnp.where(jnp.max(t.values) > above, 0.0, v), memory
 
     return still
+
+
+BEGINNING = 0.999  # times above it are those of the first step
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What is done with a pair, beside its scale.
+
+    `interval`: guidance is for times low < t <= high, elsewhere the prompt is followed alone. `rescale`: `rescaled`'s.
+    `zero_star`: CFG-Zero* with its first step of no velocity. Raises `BadInput` on numbers that cannot be right.
+    """
+
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+    zero_star: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise BadInput(f"guidance_interval={low} {high}: two times that rise, from 0 (data) to 1 (noise).")
+        if not 0 <= self.rescale <= 1:
+            raise BadInput(f"guidance_rescale={self.rescale}: from 0 (off) to 1.")
+
+    def velocity(self, pair: Pair, alone: Velocity, scale) -> Velocity:
+        """Of a pair, and of what evaluates its prompted half alone."""
+        combine = cfg_zero_star if self.zero_star else cfg
+        found = guided(pair, scale, rescaled(combine, self.rescale) if self.rescale else combine)
+        if self.interval != (0.0, 1.0):
+            found = within(found, alone, *self.interval)
+        return zero_start(found, BEGINNING) if self.zero_star else found

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from dit_video.core.mesh import Rules, over_frames, ways
 from dit_video.core.types import Extra, Latent, Text, Time
 from dit_video.diffusion.cache import Reuse, cached
-from dit_video.diffusion.guidance import Velocity, guided, in_one_batch
+from dit_video.diffusion.guidance import Guidance, Velocity, in_one_batch
 from dit_video.diffusion.known import known
 from dit_video.diffusion.sample import at_moment, step_function
 from dit_video.diffusion.schedule import Instant
@@ -50,6 +50,22 @@ class Given(NamedTuple):
     extra: Extra | None = None  # pictures and the sink
     beside: Float[Array, "B T H W M"] | None = None  # channels that stand behind the noise's
     control: Control | None = None
+
+
+def twice(given: Given) -> Given:
+    """For both branches of guidance in one batch: what stands a clip, once more."""
+    extra, beside, control = given.extra, given.beside, given.control
+    latents = None if control is None else control.latents
+    extra, beside, latents = jax.tree.map(lambda a: jnp.concatenate([a, a]), (extra, beside, latents))
+    return given._replace(extra=extra, beside=beside, control=control and control._replace(latents=latents))
+
+
+def prompted(context: Context) -> Context:
+    """The first half of the clips: without negative prompts."""
+    half = lambda a, axis: jax.lax.slice_in_dim(a, 0, a.shape[axis] // 2, axis=axis)  # noqa: E731
+    layers = jax.tree.map(lambda a: half(a, 1), context.layers())
+    control = context.control and prompted(context.control)
+    return layers._replace(bias=None if context.bias is None else half(context.bias, 0), control=control)
 
 
 def from_pixels(pixels: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
@@ -138,48 +154,47 @@ class Programs:
         pieces = module.encode_stream(from_pixels(jnp.asarray(frames[None])), slots)
         return np.concatenate([np.asarray(module.normalize(mean))[0] for mean, _ in pieces])
 
-    def field(self, dit: Weights, given: Given, with_guidance: bool) -> Velocity:
+    def field(self, dit: Weights, given: Given, guidance: Guidance | None) -> Velocity:
         """The network under its combinators: both branches of guidance in one batch, what is known held, guidance.
 
         With guidance, the context holds the prompts and then the negative prompts.
         """
-        module, control = self.module("dit", dit), given.control
+        module = self.module("dit", dit)
 
-        def both(arrays: Any) -> Any:
-            return jax.tree.map(lambda a: jnp.concatenate([a, a]), arrays) if with_guidance else arrays
+        def network(given: Given) -> Velocity:
+            def velocity(x: Latent, time: Time, memory: Any) -> tuple[Latent, Any]:
+                seen = x if given.beside is None else jnp.concatenate([x, given.beside.astype(x.dtype)], -1)
+                return module(seen, time, given.context, given.extra, control=given.control), memory
 
-        extra, beside = both(given.extra), both(given.beside)
-        if control is not None:
-            control = control._replace(latents=both(control.latents))
+            return velocity
 
-        def network(x: Latent, time: Time, memory: Any) -> tuple[Latent, Any]:
-            seen = x if beside is None else jnp.concatenate([x, beside.astype(x.dtype)], -1)
-            return module(seen, time, given.context, extra, control=control), memory
+        def held(velocity: Any) -> Any:
+            return velocity if given.mask is None else known(velocity, given.clean, given.mask)
 
-        velocity = in_one_batch(network) if with_guidance else network
-        if given.mask is not None:
-            velocity = known(velocity, given.clean, given.mask)
-        return guided(velocity, given.scale) if with_guidance else velocity
+        if guidance is None:
+            return held(network(given))
+        alone = given._replace(context=prompted(given.context))
+        return guidance.velocity(held(in_one_batch(network(twice(given)))), held(network(alone)), given.scale)
 
-    def advance(self, solver: Solver, with_guidance: bool) -> Callable:
+    def advance(self, solver: Solver, guidance: Guidance | None) -> Callable:
         """One step: (weights, carry, now, then, given, reuse) -> (carry, finite). With `reuse`, the carry's memory is
         a `Cache`."""
 
         def step(
             dit: Weights, carry: Carry, now: Instant, then: Instant, given: Given, reuse: Reuse | None
         ) -> tuple[Carry, Bool[Array, ""]]:
-            velocity = self.field(dit, given, with_guidance)
+            velocity = self.field(dit, given, guidance)
             if reuse is not None:
                 velocity = cached(velocity, reuse)
             return step_function(velocity, solver)(carry, now, then)
 
         return step
 
-    def velocity(self, with_guidance: bool) -> Callable:
+    def velocity(self, guidance: Guidance | None) -> Callable:
         """(weights, x, moment, given) -> dx/dt of one window."""
 
         def velocity(dit: Weights, x: Latent, moment: Instant, given: Given) -> Latent:
-            return at_moment(self.field(dit, given, with_guidance))(x, moment, ())[0]
+            return at_moment(self.field(dit, given, guidance))(x, moment, ())[0]
 
         return velocity
 

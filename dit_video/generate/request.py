@@ -25,6 +25,7 @@ from dit_video.generate.picture import RESIZES, Resize
 from dit_video.generate.shots import WARM_UP, Shot, change_slot, shots
 
 if TYPE_CHECKING:
+    from dit_video.diffusion.guidance import Guidance
     from dit_video.weights.model import Model
 
 TRANSITIONS = ("cut", "carry")
@@ -32,7 +33,8 @@ TRANSITIONS = ("cut", "carry")
 OPTIONS = (
     "seconds", "aspect", "solver", "shift", "fit", "resize", "strict", "num_videos_per_prompt", "last_image",
     "keyframes", "extend", "before", "loop", "video", "mask", "strength", "interpolate", "reference",
-    "conditioning_scale", "transition", "long", "rope", "window", "overlap", "noise_order", "cache",
+    "guidance_interval", "guidance_rescale", "cfg_zero_star", "conditioning_scale", "transition", "long", "rope",
+    "window", "overlap", "noise_order", "cache",
 )  # fmt: skip
 
 
@@ -62,6 +64,7 @@ class Request:
     guidance_scale_2: float | None = None  # of the second denoiser, where there are two
     conditioning_scale: float = 1.0  # how strong the hints of a control branch are
     memory: int | None = None  # bytes that were free when it was asked; None: enough
+    guidance: "Guidance | None" = None  # how, beside the scales; None: there is none
 
     @property
     def guided(self) -> bool:
@@ -95,6 +98,10 @@ class Request:
         about |= {"loop": True} if self.given.loop else {}
         about |= {"guidance_scale_2": self.guidance_scale_2} if self.guidance_scale_2 is not None else {}
         about |= {"conditioning_scale": self.conditioning_scale} if self.conditioning_scale != 1 else {}
+        if guidance := self.guidance:
+            about |= {"guidance_interval": [*guidance.interval]} if guidance.interval != (0.0, 1.0) else {}
+            about |= {"guidance_rescale": guidance.rescale} if guidance.rescale else {}
+            about |= {"cfg_zero_star": True} if guidance.zero_star else {}
         return about | ({"cache": self.cache} if self.cache != "off" else {})
 
 
@@ -113,6 +120,9 @@ def resolve(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     guidance_scale_2: float | None = None,
+    guidance_interval: Sequence[float] | None = None,
+    guidance_rescale: float = 0.0,
+    cfg_zero_star: bool = False,
     conditioning_scale: float | None = None,
     solver: str | None = None,
     shift: float | None = None,
@@ -207,6 +217,8 @@ def resolve(
         conditioning_scale=1.0 if conditioning_scale is None else float(conditioning_scale),
         memory=memory,
     )
+    how = choose_how(guidance_interval, guidance_rescale, cfg_zero_star, request.guided)
+    object.__setattr__(request, "guidance", how)
     solver_named(request.solver)
     caching_named(cache)
     check_order(1, 1, noise_order, 0)
@@ -279,6 +291,21 @@ def choose_guidance(model: "Model", first: float | None, second: float | None) -
         if scale is not None and not (math.isfinite(scale) and scale >= 0):
             raise BadInput(f"{name}={scale} must be a number from 0 up; 1 switches guidance off.")
     return float(first), None if second is None else float(second)
+
+
+def choose_how(interval: Sequence[float] | None, rescale: float, zero_star: bool, guided: bool) -> "Guidance | None":
+    """How guidance is done. Raises BadInput where it is off, and as `Guidance`."""
+    from dit_video.diffusion.guidance import Guidance
+
+    if not guided:
+        if interval is not None or rescale or zero_star:
+            raise BadInput("--guidance_interval, --guidance_rescale and --cfg_zero_star: guidance is off at scale 1.")
+        return None
+    try:
+        low, high = (0.0, 1.0) if interval is None else map(float, interval)
+    except (TypeError, ValueError):
+        raise BadInput(f"guidance_interval={interval}: give two times, such as 0.3 1.") from None
+    return Guidance((low, high), float(rescale), bool(zero_star))
 
 
 def check_prompts(prompt: str | Sequence[str], videos_per_prompt: int = 1) -> tuple[str, ...]:

@@ -237,7 +237,7 @@ class Sampler:
 
     def _prepare(self, dit: Any, prompt: tuple, x: Latents, given: Given, also: dict) -> Callable:
         """Everything that a pass needs, compiled at once; the step of it."""
-        kind, (now, then) = (self.solver, self.request.guided), self.schedule.pairs()[0]
+        kind, (now, then) = (self.solver, self.request.guidance), self.schedule.pairs()[0]
         context = jax.eval_shape(self.programs.context, dit, *prompt)
         carry = jax.eval_shape(lambda x: start(x, self.solver), x)
         if self.reuse:
@@ -401,13 +401,13 @@ class Sampler:
         """One step of the whole stream, in place. `states`: what the solver remembers of each piece; `kept`: the last
         velocities, when steps are cached."""
         now, then = self.schedule.pairs()[index]
-        reuse, guided = self._reuse(index), self.request.guided
-        program, finish = self.programs.velocity(guided), self.programs.finish(self.solver)
+        reuse, guidance = self._reuse(index), self.request.guidance
+        program, finish = self.programs.velocity(guidance), self.programs.finish(self.solver)
 
         def velocities():
             for i, one in enumerate(given):
                 arguments = (dit, x[:, windows.places(i)], now, one)
-                ready = self.programs.prepare({"velocity": ((guided,), program, arguments)})
+                ready = self.programs.prepare({"velocity": ((guidance,), program, arguments)})
                 yield np.asarray(ready["velocity"](*arguments))
 
         again = reuse is not None and bool(reuse.again)

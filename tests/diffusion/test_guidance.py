@@ -5,8 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.core.errors import BadInput
 from dit_video.core.types import Time
-from dit_video.diffusion.guidance import cfg, cfg_zero_star, guided, in_one_batch, rescaled, within, zero_start
+from dit_video.diffusion.guidance import (
+    Guidance,
+    cfg,
+    cfg_zero_star,
+    guided,
+    in_one_batch,
+    rescaled,
+    within,
+    zero_start,
+)
 from dit_video.diffusion.known import known
 
 SHAPE = (2, 2, 2, 2, 3)
@@ -91,3 +101,17 @@ def test_zero_start():
     velocity = zero_start(constant(v), above=0.95)
     assert not velocity(v, time(0.97), ())[0].any()
     np.testing.assert_array_equal(velocity(v, time(0.9), ())[0], v)
+
+
+def test_guidance_puts_them_together():
+    v, u = arrays(2)
+    pair, alone = in_turn(constant(v), constant(u)), constant(v)
+    at = lambda t, **how: np.asarray(Guidance(**how).velocity(pair, alone, 3.0)(v, time(t), ())[0])  # noqa: E731
+    np.testing.assert_allclose(at(0.5), cfg(v, u, 3.0))
+    np.testing.assert_allclose(at(0.5, rescale=0.7), rescaled(cfg, 0.7)(v, u, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(at(0.5, rescale=0.7, zero_star=True), rescaled(cfg_zero_star, 0.7)(v, u, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(at(0.5, interval=(0.6, 1.0), zero_star=True), v)
+    assert not at(0.9999, zero_star=True).any() and at(0.99, zero_star=True).any()
+    for wrong in ({"interval": (0.5, 0.5)}, {"interval": (-0.1, 1.0)}, {"rescale": 1.5}):
+        with pytest.raises(BadInput, match="guidance_interval=|guidance_rescale="):
+            Guidance(**wrong)

@@ -39,6 +39,24 @@ def worst(a, b):
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
+def test_guidance_in_an_interval_rescaled_and_zero_star(pipe, plain):
+    made = lambda **how: pipe(PROMPT, seed=7, **how)  # noqa: E731
+    np.testing.assert_array_equal(made(guidance_interval=(0.0, 1.0)).frames[0], plain.frames[0])
+    never = made(guidance_interval=(0.0, 1e-6))
+    assert worst(never.frames[0], made(guidance_scale=1.0).frames[0]) <= 1
+    assert never.metadata[0]["guidance_interval"] == [0.0, 1e-6]
+    picture = np.full((32, 32, 3), 90, np.uint8)
+    given = [made(image=picture, **how).frames[0] for how in ({"guidance_interval": (0, 1e-6)}, {"guidance_scale": 1})]
+    assert worst(*given) <= 1
+    for how in ({"guidance_interval": (0.0, 0.9)}, {"guidance_rescale": 0.7}, {"cfg_zero_star": True}):
+        other = made(**how)
+        assert (other.frames[0] != plain.frames[0]).any()
+        assert set(how) <= set(other.metadata[0])
+    long = {"num_frames": 13, "long": "window", "window": 3, "overlap": 1}
+    ways = [made(**long, **how).frames[0] for how in ({"guidance_interval": (0, 1e-6)}, {"guidance_scale": 1.0})]
+    assert worst(*ways) <= 1
+
+
 def test_frames_and_metadata(plain, tiny):
     (frames,) = plain.frames
     assert (frames.shape, frames.dtype) == ((5, 32, 32, 3), np.uint8)

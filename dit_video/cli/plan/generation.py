@@ -19,6 +19,7 @@ from dit_video.cli.plan.costs import Cost
 from dit_video.cli.plan.predict import Plan, Target, refused
 from dit_video.core.mesh import make_mesh, over_frames, shardings
 from dit_video.core.types import Text
+from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.sample import start
 from dit_video.diffusion.schedule import Instant
 from dit_video.diffusion.solvers import UniPC
@@ -73,7 +74,7 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
         moment = Instant(shape(), shape())
         carry = placed_at(jax.eval_shape(partial(start, solver=solver), noise), whole)
         given = Given(context, shape())
-        step = programs.advance(solver, with_guidance=True)
+        step = programs.advance(solver, Guidance())
         make("step", lambda dit, *args: step(dit, *args, None), "dit", carry, moment, moment, given)
         piece = shape(1, SLOTS, h, w, vae.z)
         past = jax.eval_shape(lambda vae, z: programs.decode_piece(vae, z, None)[1], weights["vae"], piece)
