@@ -1,4 +1,4 @@
-"""LoRA for the weights on board, on a folder of your own clips and captions: adapters of a few hundred kilobytes.
+"""LoRA for the weights on board, on a folder of your own clips and captions: adapters of a megabyte.
 
     dit-video train experiments/lora_folder.py --data.path clips/ --workdir runs/style
     dit-video generate "a red circle moves right" --lora runs/style/lora

@@ -7,8 +7,8 @@ Stages of at most 90 minutes on two CPU cores; the next starts from the weights 
     dit-video train toyworld --workdir runs/b --init runs/a --seed 1
 
 The first stages of the weights on board were run at half the width (heads 4, ffn_dim 512, lr 2e-3), where a step takes
-a third of the time; `tools/widen.py` made of them where the wide stages start. On a CPU with AMX a step takes two
-thirds of the time with `--matmul_precision bfloat16`.
+a third of the time; `tools/widen.py` made of them where the wide stages start. On a CPU with AMX a step takes four
+fifths of the time with `--matmul_precision bfloat16`.
 """
 
 from dit_video.data.buckets import Bucket

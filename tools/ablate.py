@@ -85,7 +85,7 @@ def measured(rows: Rows, args: Any, budget: float, axis: str, name: str, fields:
     steps = max(1, round(budget / trial.flops_a_step(args.experiment, data, fields, init)))
     run = args.runs / "_".join([axis, *name.split()]).strip("_")
     trial.train(run, args.experiment, data, fields, steps, init)
-    model = load_run(run)
+    model = load_run(run, step=steps)
     errors = trial.velocity_errors(model, data, args.clips) if data == args.data else [None] * len(trial.TIMES)
     by = [f"--by={by}={','.join(values)}" for by, values in SAMPLING.items() if name == "recipe"]
     report = trial.judged(run, args.count, *by, f"--by_count={args.count}")

@@ -87,9 +87,15 @@ def flops_a_step(name: str, data: str, fields: Fields, init: str | None) -> floa
 
 
 def train(run: Path, name: str, data: str, fields: Fields, steps: int, init: str | None = None) -> None:
-    """Trains to so many steps, from where it was."""
+    """Trains to so many steps, from where it was. SystemExit where the run is that of another training."""
     from dit_video.weights.checkpoints import Run
 
+    told = {"experiment": name, "data": str(data), "init": init, **fields}
+    note = run / "trial.json"
+    if note.is_file() and (before := json.loads(note.read_text())) != told:
+        raise SystemExit(f"{run} is a training of {before}, not of {told}: give other --runs")
+    run.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(told) + "\n")
     if Run(run).has_checkpoint() and max(Run(run).checkpoints().steps(), default=0) >= steps:
         return
     often = {"sample_every": "0", "checkpoint_every": str(max(100, steps // 4)), "eval_every": str(steps)}

@@ -122,12 +122,14 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.generate.pipeline import VideoPipeline
     from dit_video.generate.request import resolve
     from dit_video.generate.shots import OPENING
+    from dit_video.weights.checkpoints import open_base
 
     try:
-        how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights"), "lora": metadata.get("lora", ())}
-        pipe = VideoPipeline.from_pretrained(model, progress=not args.quiet, **how)
+        open_base(model)
     except BadInput as error:
         raise MissingError(f"the model that made it is not there: {error} Give --model.") from error
+    how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights"), "lora": metadata.get("lora", ())}
+    pipe = VideoPipeline.from_pretrained(model, progress=not args.quiet, **how)
     if pipe.hash != metadata["model"]["hash"]:
         raise MissingError(
             f"it was made with the weights {metadata['model']['hash']}; {model} now has {pipe.hash}. "
@@ -174,6 +176,8 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
     known = {*ASKED, *TOLD, "image", "long", *([] if None in kinds else ["given"])}
     if unknown := sorted(name for name, value in metadata.items() if name not in known and value):
         raise BadInput(f"{args.file} was made with {', '.join(unknown)}, which what it says is not enough to repeat.")
+    if any(kind == "extend" and "before" not in source for kind, source in zip(kinds, sources, strict=True)):
+        raise BadInput(f"{args.file} does not say on which side of its footage it is (an older version made it).")
     now = args.image or [None] * len(sources)
     if len(now) != len(sources):
         were = ", ".join(named(kind, source) for kind, source in zip(kinds, sources, strict=True)) or "none"
@@ -185,6 +189,8 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
             pictures[source["frame"]] = file
         else:
             given[kind] = [*given.get(kind, ()), file] if kind == "reference" else file
+        if kind == "video" and metadata.get("strength") is not None:  # where older versions noted it
+            given["strength"] = metadata["strength"]
         given |= {name: source[name] for name in USES if name in source}
         if kind == "extend":
             given["num_frames"] += 1 - source["used"]  # one frame is of both, the footage and what was made

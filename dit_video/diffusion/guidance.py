@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dit_video.core.errors import BadInput
 from dit_video.core.types import Latent, Time
+from dit_video.diffusion.schedule import BELOW_ONE
 
 Velocity = Callable[[Latent, Time, Any], tuple[Latent, Any]]  # (x, t, memory) -> (dx/dt, memory)
 Pair = Callable[[Latent, Time, Any], tuple[tuple[Latent, Latent], Any]]  # with the prompt, without it
@@ -82,17 +83,14 @@ def within(inside: Velocity, outside: Velocity, low: float, high: float) -> Velo
     return velocity
 
 
-def zero_start(velocity: Velocity, above: float) -> Velocity:
-    """Stands still while t > above: the zero-init of CFG-Zero*, for models that are untrained at pure noise."""
+def zero_start(velocity: Velocity, first: Bool[Array, ""]) -> Velocity:
+    """Stands still in the `first` step: the zero-init of CFG-Zero*, for models that are untrained at pure noise."""
 
     def still(x, t, memory):
         v, memory = velocity(x, t, memory)
-        return jnp.where(jnp.max(t.values) > above, 0.0, v), memory
+        return jnp.where(first, 0.0, v), memory
 
     return still
-
-
-BEGINNING = 0.999  # times above it are those of the first step
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,11 @@ class Guidance:
         if not 0 <= self.rescale <= 1:
             raise BadInput(f"guidance_rescale={self.rescale}: from 0 (off) to 1.")
 
-    def velocity(self, pair: Pair, alone: Velocity, scale) -> Velocity:
-        """Of a pair, and of what evaluates its prompted half alone."""
+    def velocity(self, pair: Pair, alone: Velocity, scale, now) -> Velocity:
+        """Of a pair, and of what evaluates its prompted half alone, in the step from flow time `now`. (The time that
+        a model is told tells no first step: some schedules cut it.)"""
         combine = cfg_zero_star if self.zero_star else cfg
         found = guided(pair, scale, rescaled(combine, self.rescale) if self.rescale else combine)
         if self.interval != (0.0, 1.0):
             found = within(found, alone, *self.interval)
-        return zero_start(found, BEGINNING) if self.zero_star else found
+        return zero_start(found, jnp.asarray(now) >= 1 - 2 * BELOW_ONE) if self.zero_star else found

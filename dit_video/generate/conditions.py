@@ -150,7 +150,8 @@ def gather(
     footage = footage.fitted(height, width, resize)
     if (about["height"], about["width"]) != (height, width):
         notes.say(f"{about['width']}x{about['height']} footage is brought to {width}x{height} ({resize}).")
-    how = {name: value for name in ("before", "strength", "interpolate") if (value := getattr(asked, name))}
+    how = {name: value for name in ("strength", "interpolate") if (value := getattr(asked, name))}
+    how |= {"before": asked.before} if asked.extend is not None else {}
     sources = (footage.about | {"used": len(footage)} | how, *more)
     if asked.extend is not None and asked.before:
         last = (frames - 1, next(footage.frames(0, 1)))

@@ -6,7 +6,7 @@ the host. On a mesh every device has a part of each frame and asks its neighbour
 the values of the whole, too (`core.mesh.over_frames`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -63,21 +63,22 @@ def piece_bytes(vae: VAEConfig, height: int, width: int, slots: int = SLOTS) -> 
     return pixels * base * number * (live * (slots + 1) * vae.stride + 4 * (vae.res_blocks + 2))
 
 
-def tiles_for(vae: VAEConfig, height: int, width: int, memory: int | None, parts: int = 1) -> tuple[Tiles | None, int]:
-    """Tiles and slots at once, so that a piece fits into `memory` bytes on each of `parts` devices that share it: fewer
-    slots first, then smaller tiles.
+def tiles_for(
+    vae: VAEConfig, height: int, width: int, memory: int | None, parts: Callable[[int, int], int] = lambda *_: 1
+) -> tuple[Tiles | None, int]:
+    """Tiles and slots at once, so that a piece fits into `memory` bytes on each of the devices that share it: fewer
+    slots first, then smaller tiles. parts: how many share a piece of a height and width.
 
     Raises BadInput where not even the smallest does.
     """
-    memory = None if memory is None else memory * parts
     for slots in (SLOTS, 2, 1):
-        if memory is None or piece_bytes(vae, height, width, slots) <= memory:
+        if memory is None or piece_bytes(vae, height, width, slots) <= memory * parts(height, width):
             return None, slots
     side = max(height, width)
     while side > 8:
         side = max(8, side // 2)
         tiles = Tiles(min(side, height), min(side, width), min(4, min(side, height, width) - 1))
-        if piece_bytes(vae, tiles.height, tiles.width, 1) <= memory:
+        if piece_bytes(vae, tiles.height, tiles.width, 1) <= memory * parts(tiles.height, tiles.width):
             return tiles, 1
     raise BadInput(
         f"decoding wants {piece_bytes(vae, 8, 8, 1) / 2**20:.0f} MiB at least, {memory / 2**20:.0f} are free."

@@ -1,5 +1,6 @@
 """Conditions as latents: what is known of a clip, as its model wants it, on the host."""
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
@@ -44,7 +45,8 @@ def encode(pipe: "VideoPipeline", request: "Request") -> Encoded:
         if len(frames) <= AT_ONCE and (pipe.memory is None or piece_bytes(vae, *size, slots) / parts <= pipe.memory):
             ready = programs.prepare({"encode": ((), programs.encode, (weights, frames[None]))})
             return np.asarray(ready["encode"](weights, frames[None]))[0]
-        return programs.encode_stream(weights, frames, tiles_for(vae, *size, pipe.memory, parts)[1])
+        slots = tiles_for(vae, *size, pipe.memory, partial(programs.parts, 1))[1]
+        return programs.encode_stream(weights, frames, slots)
 
     if model.dit.vace_layers:
         video, made = (jnp.asarray(a[None]) for a in shown(given, request.num_frames, request.height, request.width))

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -277,7 +278,7 @@ class VideoPipeline:
         progress = progress or Progress(self.show)
         vae, given = self.model.vae, request.given
         size = request.height // vae.factor, request.width // vae.factor
-        tiles, slots = tiles_for(vae, *size, request.memory, self.programs.parts(1, *size))
+        tiles, slots = tiles_for(vae, *size, request.memory, partial(self.programs.parts, 1))
         sampler, strips = self._sampler(request, [clip], noise, callback, progress), []
         try:
             for shot in request.shots(vae.stride):

@@ -154,8 +154,9 @@ class Programs:
         pieces = module.encode_stream(from_pixels(jnp.asarray(frames[None])), slots)
         return np.concatenate([np.asarray(module.normalize(mean))[0] for mean, _ in pieces])
 
-    def field(self, dit: Weights, given: Given, guidance: Guidance | None) -> Velocity:
-        """The network under its combinators: both branches of guidance in one batch, what is known held, guidance.
+    def field(self, dit: Weights, given: Given, guidance: Guidance | None, now: Instant) -> Velocity:
+        """The network under its combinators, for the step from `now`: both branches of guidance in one batch, what is
+        known held, guidance.
 
         With guidance, the context holds the prompts and then the negative prompts.
         """
@@ -174,7 +175,7 @@ class Programs:
         if guidance is None:
             return held(network(given))
         alone = given._replace(context=prompted(given.context))
-        return guidance.velocity(held(in_one_batch(network(twice(given)))), held(network(alone)), given.scale)
+        return guidance.velocity(held(in_one_batch(network(twice(given)))), held(network(alone)), given.scale, now.flow)
 
     def advance(self, solver: Solver, guidance: Guidance | None) -> Callable:
         """One step: (weights, carry, now, then, given, reuse) -> (carry, finite). With `reuse`, the carry's memory is
@@ -183,7 +184,7 @@ class Programs:
         def step(
             dit: Weights, carry: Carry, now: Instant, then: Instant, given: Given, reuse: Reuse | None
         ) -> tuple[Carry, Bool[Array, ""]]:
-            velocity = self.field(dit, given, guidance)
+            velocity = self.field(dit, given, guidance, now)
             if reuse is not None:
                 velocity = cached(velocity, reuse)
             return step_function(velocity, solver)(carry, now, then)
@@ -194,7 +195,7 @@ class Programs:
         """(weights, x, moment, given) -> dx/dt of one window."""
 
         def velocity(dit: Weights, x: Latent, moment: Instant, given: Given) -> Latent:
-            return at_moment(self.field(dit, given, guidance))(x, moment, ())[0]
+            return at_moment(self.field(dit, given, guidance, moment))(x, moment, ())[0]
 
         return velocity
 

@@ -3,7 +3,7 @@
 XLA hands the gradient of `x @ w` to a slow product of its own on CPU, because factors are read transposed: with respect
 to `w` it ran at 19 GFLOP/s where the product itself ran at 96 (2560 x 128 x 512, one core). Here `w` and its gradient
 are transposed *outside* of the products, as copies that the compiler may not fold into them. On other platforms it may.
-Forward-mode differentiation works as everywhere.
+Forward-mode differentiation works as everywhere, but for what is rounded:
 
 Where JAX was told `jax_default_matmul_precision="bfloat16"`, accelerators round the factors of float32 products; here a
 CPU does too. One with matrix units (AMX) is five times as fast at such products, but only where the left factor lies
@@ -44,32 +44,33 @@ def _matmul_jvp(primals, tangents):
     return _matmul(x, w), _product(dx, _transposed(w), 1) + _product(x, _transposed(dw), 1)
 
 
-def _rounded_product(x: Array, w: Array, of_x: int, of_w: int) -> Float[Array, "..."]:
+def _rounded_product(x: Array, w: Array, of_x: tuple[int, ...], of_w: tuple[int, ...]) -> Float[Array, "..."]:
     """Sums over these axes, float32, of factors that are rounded to bfloat16."""
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return lax.dot_general(x, w, (((of_x,), (of_w,)), ((), ())), preferred_element_type=jnp.float32)
+    return lax.dot_general(x, w, ((of_x, of_w), ((), ())), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
 def _rounded(x: Float[Array, "*rest D"], w: Float[Array, "D F"]) -> Float[Array, "*rest F"]:
-    return _rounded_product(x, w, x.ndim - 1, 0)
+    return _rounded_product(x, w, (x.ndim - 1,), (0,))
 
 
 def _rounded_back(factors, g):
     x, w = factors
-    rows = (a.reshape(-1, a.shape[-1]) for a in (x, g))
-    dw = lax.platform_dependent(*rows, cpu=_over_rows, default=lambda x, g: _rounded_product(x, g, 0, 0))
-    return _rounded_product(g, w, g.ndim - 1, 1), dw
+    rows = tuple(range(x.ndim - 1))  # not made one axis: batch and tokens may be split over a mesh, each by itself
+    dw = lax.platform_dependent(x, g, cpu=_over_rows, default=lambda x, g: _rounded_product(x, g, rows, rows))
+    return _rounded_product(g, w, (g.ndim - 1,), (1,)), dw
 
 
 _rounded.defvjp(lambda x, w: (_rounded(x, w), (x, w)), _rounded_back)
 
 
-def _over_rows(x: Float[Array, "n D"], g: Float[Array, "n F"]) -> Float[Array, "D F"]:
+def _over_rows(x: Float[Array, "*rest D"], g: Float[Array, "*rest F"]) -> Float[Array, "D F"]:
     """x^T g, of which the narrower is turned."""
+    x, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     if x.shape[1] <= g.shape[1]:
-        return _rounded_product(_turned(x), g, 1, 0)
-    return lax.optimization_barrier(_rounded_product(_turned(g), x, 1, 0)).T
+        return _rounded_product(_turned(x), g, (1,), (0,))
+    return lax.optimization_barrier(_rounded_product(_turned(g), x, (1,), (0,))).T
 
 
 def _turned(x: Float[Array, "n D"]) -> BFloat16[Array, "D n"]:
@@ -77,7 +78,7 @@ def _turned(x: Float[Array, "n D"]) -> BFloat16[Array, "D n"]:
     one = jnp.eye(min(_TURNED, x.shape[1]), dtype=jnp.bfloat16)
     x, one = lax.optimization_barrier((x.astype(jnp.bfloat16), one))
     parts = (x[:, i : i + _TURNED] for i in range(0, x.shape[1], _TURNED))
-    parts = [_rounded_product(one[: p.shape[1], : p.shape[1]], p, 1, 1).astype(x.dtype) for p in parts]
+    parts = [_rounded_product(one[: p.shape[1], : p.shape[1]], p, (1,), (1,)).astype(x.dtype) for p in parts]
     return lax.optimization_barrier(jnp.concatenate(parts))
 
 

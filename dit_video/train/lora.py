@@ -120,7 +120,11 @@ class FineTune:
         start = open_base(experiment.init)
         check_trainable(start, experiment.init)
         check_shown(self.denoise.conditions, experiment, start, experiment.init, self.scratch)
-        path = replace(self.denoise.path, part=times_of(self.expert, start, experiment.init))
+        path, part = self.denoise.path, times_of(self.expert, start, experiment.init)
+        if part != (0.0, 1.0):
+            if path.part not in ((0.0, 1.0), part):
+                raise BadInput(f"objective.denoise.path.part={path.part}: expert {self.expert} has the times {part}")
+            path = replace(path, part=part)
         dit = _sized(self.denoise.dit, getattr(start, self.part))
         text = _sized(self.denoise.text, start.text)
         vae = read(start.params["vae"], np.float32)
@@ -190,7 +194,9 @@ class FineTune:
 def times_of(expert: int | None, start: Model, name: str) -> tuple[float, float]:
     """The flow times at which a denoiser makes the steps. Raises `BadInput` for an `expert` that is not there, and when
     there are two and none is named."""
-    if start.dit_2 is None or start.boundary is None:
+    if start.dit_2 is not None and start.boundary is None:
+        raise BadInput(f"{name} has two denoisers and no boundary_ratio, the time at which they change places")
+    if start.dit_2 is None:
         if expert is not None:
             raise BadInput(f"objective.expert={expert}: {name} has one denoiser. Leave it out.")
         return 0.0, 1.0

@@ -18,6 +18,9 @@ from dit_video.diffusion.guidance import (
     zero_start,
 )
 from dit_video.diffusion.known import known
+from dit_video.diffusion.sample import start, step_function
+from dit_video.diffusion.schedule import Schedule
+from dit_video.diffusion.solvers import SOLVERS
 
 SHAPE = (2, 2, 2, 2, 3)
 
@@ -98,20 +101,37 @@ def test_interval(t, inside):
 
 def test_zero_start():
     (v,) = arrays(1)
-    velocity = zero_start(constant(v), above=0.95)
-    assert not velocity(v, time(0.97), ())[0].any()
-    np.testing.assert_array_equal(velocity(v, time(0.9), ())[0], v)
+    assert not zero_start(constant(v), jnp.bool_(True))(v, time(0.9), ())[0].any()
+    np.testing.assert_array_equal(zero_start(constant(v), jnp.bool_(False))(v, time(0.9), ())[0], v)
 
 
 def test_guidance_puts_them_together():
     v, u = arrays(2)
     pair, alone = in_turn(constant(v), constant(u)), constant(v)
-    at = lambda t, **how: np.asarray(Guidance(**how).velocity(pair, alone, 3.0)(v, time(t), ())[0])  # noqa: E731
+    at = lambda t, **how: np.asarray(Guidance(**how).velocity(pair, alone, 3.0, t)(v, time(t), ())[0])  # noqa: E731
     np.testing.assert_allclose(at(0.5), cfg(v, u, 3.0))
     np.testing.assert_allclose(at(0.5, rescale=0.7), rescaled(cfg, 0.7)(v, u, 3.0), rtol=1e-6)
     np.testing.assert_allclose(at(0.5, rescale=0.7, zero_star=True), rescaled(cfg_zero_star, 0.7)(v, u, 3.0), rtol=1e-6)
     np.testing.assert_allclose(at(0.5, interval=(0.6, 1.0), zero_star=True), v)
-    assert not at(0.9999, zero_star=True).any() and at(0.99, zero_star=True).any()
     for wrong in ({"interval": (0.5, 0.5)}, {"interval": (-0.1, 1.0)}, {"rescale": 1.5}):
         with pytest.raises(BadInput, match="guidance_interval=|guidance_rescale="):
             Guidance(**wrong)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("steps, shift", [(6, 3.0), (100, 12.0)])
+def test_zero_star_stands_still_in_the_first_step_alone(solver, steps, shift):
+    """Whatever the schedule makes of the time that a model is told."""
+    v, x = arrays(2)
+    carry, at = start(x, solver), []
+
+    @jax.jit
+    def step(carry, now, then):
+        velocity = Guidance(zero_star=True).velocity(in_turn(constant(v), constant(v)), constant(v), 3.0, now.flow)
+        return step_function(velocity, solver)(carry, now, then)[0]
+
+    for now, then in Schedule(steps, shift, solver.schedule).pairs()[:3]:
+        at.append(np.asarray(carry.x))
+        carry = step(carry, now, then)
+    np.testing.assert_allclose(at[1], x, atol=1e-5)
+    assert np.abs(at[2] - x).max() > 1e-6

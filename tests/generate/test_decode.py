@@ -90,6 +90,10 @@ def test_memory_chooses_slots_then_tiles():
     assert piece_bytes(wan, tiles.height, tiles.width, 1) <= 2 * 2**30 < piece_bytes(wan, 60, 104, 1)
     with pytest.raises(BadInput, match="MiB at least"):
         tiles_for(wan, 60, 104, 2**20)
+    ways = lambda height, width: 8 if width % 8 == 0 else 1  # noqa: E731
+    assert tiles_for(wan, 60, 104, piece_bytes(wan, 60, 104) // 8, ways) == (None, 4)
+    tiles, _ = tiles_for(wan, 60, 104, piece_bytes(wan, 60, 104, 1) // 10, ways)
+    assert tiles.width % 8 and piece_bytes(wan, tiles.height, tiles.width, 1) <= piece_bytes(wan, 60, 104, 1) // 10
 
 
 def test_saved_latents_know_their_streams():

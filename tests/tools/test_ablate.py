@@ -102,6 +102,22 @@ def test_what_costs_more_makes_fewer_steps(tools, built):
     assert flops(patch="1,1,1") > 2.5 * flops()
 
 
+def test_a_run_is_of_one_training(tools, tmp_path, monkeypatch):
+    """What was trained otherwise is not taken for it."""
+    monkeypatch.setattr(tools["trial"], "said", lambda *args: {})
+    monkeypatch.setattr(tools["trial"], "manifest", lambda data: {"vae": {"name": "board"}})
+    train = lambda *args: tools["trial"].train(tmp_path / "run", "toyworld", *args)  # noqa: E731
+    train("latents", {"batch": "8"}, 10)
+    train("latents", {"batch": "8"}, 20)
+    for other in (
+        ("others", {"batch": "8"}, 20),
+        ("latents", {"batch": "4"}, 20),
+        ("latents", {"batch": "8"}, 20, "board"),
+    ):
+        with pytest.raises(SystemExit, match="give other --runs"):
+            train(*other)
+
+
 @pytest.mark.slow
 def test_variants_are_trained_once_and_stand_in_rows(tools, built, tmp_path, capsys):
     line = [*given(built, tmp_path), "--init", str(built / "model"), "--quick"]

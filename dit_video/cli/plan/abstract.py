@@ -175,9 +175,10 @@ def heaviest(experiment: Experiment, objective: Any) -> tuple[Shapes, str, int]:
 def _latents(experiment: Experiment, objective: Denoise, bucket: Any) -> tuple[int, Shapes, str, int]:
     dit = objective.dit
     vae = vae_of(experiment, dit.out_channels)
-    slots = min(max(crop.slots for crop in objective.crops), 1 + (bucket.frames - 1) // vae.stride)
     b, h, w, c = experiment.batch, bucket.height // vae.factor, bucket.width // vae.factor, dit.out_channels
     shape, beside = jax.ShapeDtypeStruct, dit.in_channels - c
+    whole = 1 + (bucket.frames - 1) // vae.stride
+    slots = whole if beside and dit.image_len else min(max(crop.slots for crop in objective.crops), whole)
     more = sum(objective.conditions.split()[1].values()) > 0
     extra = Extra(shape((b, 1, h, w, c), jnp.float32), shape((b, 1), jnp.float32)) if more else None
     batch = Batch(
