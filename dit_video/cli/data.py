@@ -163,7 +163,7 @@ def _material(args: argparse.Namespace, cutting: Any) -> tuple[Any, Any]:
         )
     if args.count is not None or args.seed is not None:
         raise BadInput(f"--count and --seed are for toyworld; {args.src} has the clips that it has")
-    source = replace(source, held_out=args.held_out, fps=args.fps or source.fps)
+    source = replace(source, held_out=args.held_out, fps=source.fps if args.fps is None else args.fps)
     return buckets, folder(source, buckets, cutting, args.workers)
 
 

@@ -61,11 +61,14 @@ def run(args: argparse.Namespace) -> int:
             f"{source}: latents of {latents.shape[-1]} channels, and the VAE of {pipe.model.name} has "
             f"{pipe.model.vae.z}. Give the --model that they were made with."
         )
-    if model.get("hash") not in (None, pipe.hash):
+    if model.get("hash") not in (None, pipe.hash) and not about.get("lora"):  # adapters leave the VAE as it is
         log.warning("these latents are of another model (%s): colours and shapes may be off", model["hash"])
     if about.get("steps_done") is not None:
         log.warning("these latents are not finished: %s", about["steps_done"])
     height, width = latents.shape[1:3]
+    shown = sum(max(0, 1 + (len(s.latents) - 1) * pipe.model.vae.stride - s.skip - s.drop) for s in strips)
+    if shown != about.get("num_frames", shown):  # footage that it was made from is not in them, or they are unfinished
+        about = about | {"num_frames": shown, "decoded_from": str(source)}
     tiles, slots = tiles_for(pipe.model.vae, height, width, pipe.memory)
     if args.tile:
         tiles = Tiles(args.tile, args.tile, args.overlap)

@@ -82,7 +82,7 @@ def again(args: argparse.Namespace) -> None:
     args.lora = args.lora or about["model"]["lora"]
     args.dtype = about["dtype"] if args.dtype == "keep" else args.dtype
     args.shapes = args.shapes or ",".join("x".join(map(str, shape)) for shape in about["shapes"])
-    args.hash = about["model"]["hash"]
+    args.hash, args.told = about["model"]["hash"], about.get("scores")
 
 
 def programs(args: argparse.Namespace) -> int:
@@ -112,7 +112,7 @@ def programs(args: argparse.Namespace) -> int:
     order = Order(
         portable(model, dtype, stablehlo.BACK), dtype, native_shift(model),
         tuple(parse_shapes(args.shapes)) if args.shapes else (), tuple(args.lora),
-        read_json(Path(args.scores)) if args.scores else None, args.force,
+        read_json(Path(args.scores)) if args.scores else getattr(args, "told", None), args.force,
     )  # fmt: skip
     python = onnx.converter(args.converter) if args.to == "onnx" else sys.executable
     with importing().destination(args.out, args.force) as out:

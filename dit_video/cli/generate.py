@@ -194,7 +194,7 @@ def keyframes(given: list[str] | None) -> dict[int, str] | None:
     frames: dict[int, str] = {}
     for text in given or ():
         number, _, path = text.partition("=")
-        if not path or not number.strip().isdigit():
+        if not path or not number.strip().isdecimal():
             raise BadInput(f"--keyframe {text}: give the frame's number and its picture, such as 24=path.png.")
         if int(number) in frames:
             raise BadInput(f"--keyframe {text}: frame {int(number)} is given twice. Give each frame one picture.")

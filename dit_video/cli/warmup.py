@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from dit_video.core.errors import BadInput
 
     sizes = parse_shapes(args.shapes)
-    lengths = [int(part) for part in args.tokens.split(",") if part.strip().isdigit()]
+    lengths = [int(part) for part in args.tokens.split(",") if part.strip().isdecimal()]
     if args.batch < 1 or not lengths:
         raise BadInput(f"--batch {args.batch} --tokens {args.tokens}: at least 1, and whole numbers")
     prepare_jax(args.device)

@@ -1,10 +1,13 @@
 """Files on disk: written whole or not at all, and their checksums."""
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dit_video.core.errors import BadInput
 
@@ -12,6 +15,13 @@ from dit_video.core.errors import BadInput
 def cache_folder(name: str) -> Path:
     """The user's folder for what can be made or fetched again (XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dit_video" / name
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """JSON as people read it, which any encoding of Unicode can write: half of a surrogate pair (a file name that is no
+    UTF-8, a cut emoji) becomes its escape, from which it is read again."""
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def sha256(path: Path) -> str:

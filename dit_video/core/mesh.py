@@ -68,13 +68,16 @@ class MeshShape:
 
 def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     """A mesh with Auto axes (data, fsdp, context, tensor) over `devices` (default: all). Of several TPU slices each has
-    a part of the data axis: between slices only gradients go. Raises `BadInput` when that axis does not divide."""
+    a part of the data axis: between slices only gradients go. Raises `BadInput` when that axis does not divide. (JAX
+    calls each host of GPUs a slice: there the axis is split so where it divides, and lies as asked where not.)"""
     devices = list(jax.devices() if devices is None else devices)
     names = tuple(f.name for f in fields(MeshShape))
     sizes, types = shape.resolve(len(devices)), (AxisType.Auto,) * len(names)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+    if sizes[0] % slices and devices[0].platform != "tpu":
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices), names, axis_types=types)
     if sizes[0] % slices:
         raise BadInput(f"mesh.data={sizes[0]} does not divide over {slices} slices: each takes whole clips")
     inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)

@@ -31,7 +31,7 @@ def parse_buckets(text: str) -> tuple[Bucket, ...]:
     found = []
     for part in text.split(","):
         numbers = part.strip().split("x")
-        if len(numbers) != 3 or not all(n.isdigit() and int(n) > 0 for n in numbers):
+        if len(numbers) != 3 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
             raise BadInput(f"bucket {part.strip()!r}: wants frames x height x width, such as 17x64x64")
         found.append(Bucket(*map(int, numbers)))
     return tuple(found)

@@ -111,7 +111,7 @@ def folder(source: Folder, buckets: Sequence[Bucket], cutting: Cutting, workers:
     items = {p: sorted(n for n, _ in part(clips, source.held_out, p == HELD_OUT)) for p in (TRAIN, HELD_OUT)}
     if len(clips) == 1 or source.held_out <= 0:
         items[HELD_OUT] = []
-    make = partial(read_clips, source.path, dict(clips), tuple(buckets), replace(cutting, fps=source.fps))
+    make = partial(read_clips, source.path, dict(clips), tuple(buckets), replace(cutting, fps=source.fps).check())
     return Material(items, make, Bytes(), to_dict(source), workers)
 
 

@@ -38,8 +38,8 @@ class Cutting:
 
     def check(self) -> "Cutting":
         """Raises `BadInput` for numbers that cannot be."""
-        if not self.fps > 0:
-            raise BadInput(f"fps={self.fps} must be above zero")
+        if not 0 < self.fps < float("inf"):
+            raise BadInput(f"fps={self.fps} must be a number above zero")
         for name in ("scene", "min_seconds", "min_side", "min_motion"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name}={getattr(self, name)} must not be negative")

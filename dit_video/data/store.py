@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from glob import has_magic
 from pathlib import Path
 
 from dit_video.core.errors import BadInput, MissingError
@@ -67,20 +68,22 @@ class Store:
 
     def read_all(self, names: list[str]) -> dict[str, bytes]:
         """Many small files at once."""
-        if not names:
-            return {}
-        found = self.fs.cat([self.path(name) for name in names])
-        return {name: found[self.fs._strip_protocol(self.path(name))] for name in names}
+        plain = {name: self.path(name) for name in names if not has_magic(self.path(name))}  # others were patterns
+        found = self.fs.cat([*plain.values()]) if plain else {}
+        return {n: found[self.fs._strip_protocol(plain[n])] if n in plain else self.read(n) for n in names}
 
     def fetch(self, to: Path) -> None:
         """Every file below, into the folder `to`, which appears whole or not at all. Raises `BadInput` where it cannot
-        be written, and for what the store's driver reports."""
+        be written, for what the store's driver reports, and for a name that leads out of the folder."""
         partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
         try:
             for name in self.names():
+                if ".." in name.split("/"):
+                    raise BadInput(f"{self.address}: the name {name!r} leads out of its folder. Nothing was fetched.")
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 self.copy(name, partial / name)
-            partial.rename(to)
+            with suppress(OSError) if to.is_dir() else nullcontext():  # another process was first, with the same
+                partial.rename(to)
         except OSError as error:
             raise BadInput(f"{self.address} cannot be copied to {to}: {error.strerror or error}") from None
         finally:
@@ -119,10 +122,13 @@ class Store:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A file here to write into; at the end it takes its name and place. Nothing stays after an exception."""
+        if self.here:
+            os.makedirs(self.root, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.root if self.here else None))
         try:
             yield folder / "file"
             if self.here:
+                Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(folder / "file", self.path(name))
             else:
                 self.fs.put_file(str(folder / "file"), self.path(name))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dit_video.core.errors import BadInput, MissingError
-from dit_video.core.files import beside, writing
+from dit_video.core.files import beside, json_text, writing
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -160,7 +160,7 @@ class VideoWriter:
             )
         self._container = av.open(str(self.partial), "w", options={"movflags": "+faststart"})
         if self.metadata:
-            self._container.metadata["comment"] = json.dumps(self.metadata, ensure_ascii=False)
+            self._container.metadata["comment"] = json_text(self.metadata)
         self._tagged = None if self.metadata is None else dict(self.metadata)
         rate = Fraction(self.fps).limit_denominator(1001 * 60)
         stream = self._container.add_stream("libx264", rate=rate, options={"crf": str(self.crf), "preset": "medium"})
@@ -190,7 +190,7 @@ def _retag(path: Path, metadata: dict[str, Any] | None) -> None:
     copy = path.with_name(f".{path.name}")
     try:
         with av.open(str(path)) as old, av.open(str(copy), "w", options={"movflags": "+faststart"}) as new:
-            new.metadata["comment"] = json.dumps(metadata, ensure_ascii=False)
+            new.metadata["comment"] = json_text(metadata)
             stream = new.add_stream_from_template(old.streams.video[0])
             for packet in old.demux(old.streams.video[0]):
                 if packet.dts is not None:
@@ -214,20 +214,20 @@ def _write_pictures(path: Path, frames: Frames, fps: float, metadata: dict[str, 
     """GIF, WebP and PNG by Pillow."""
     from PIL import Image, PngImagePlugin
 
-    text = json.dumps(metadata, ensure_ascii=False) if metadata else ""
-    if path.suffix == ".png":
+    text, suffix = json_text(metadata) if metadata else "", path.suffix.lower()
+    if suffix == ".png":
         info = PngImagePlugin.PngInfo()
         if text:
             info.add_itxt("Comment", text)
         Image.fromarray(frame_grid(frames)).save(path, pnginfo=info)
         return
-    tick = 10 if path.suffix == ".gif" else 1  # ms: GIF counts hundredths of a second
+    tick = 10 if suffix == ".gif" else 1  # ms: GIF counts hundredths of a second
     ends = np.round(np.arange(len(frames) + 1) * 1000 / fps / tick).astype(int) * tick
     pictures = [Image.fromarray(frame) for frame in frames]
     options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0}
     # rounded ends, not rounded lengths: the errors do not add up
     options["duration"] = np.diff(ends).tolist() if len(frames) > 1 else int(1000 / fps)
-    if path.suffix == ".gif":
+    if suffix == ".gif":
         pictures[0].save(path, comment=text.encode(), disposal=1, **options)
     else:
         exif = Image.Exif()

@@ -8,6 +8,7 @@ are spawned, because JAX does not survive a fork.
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ class _Worker:
 
     def give(self, number: int, item: Any, seen: int, deaths: int) -> None:
         self.number, self.item, self.seen, self.deaths = number, item, seen, deaths
-        self.pipe.send((item, seen))
+        with suppress(OSError):  # it died while it waited: who looks at its pipe next finds that, and replaces it
+            self.pipe.send((item, seen))
 
 
 def run(function: Function, items: Iterable[Any], workers: int) -> Iterator[tuple[int, Any]]:

@@ -38,7 +38,7 @@ def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any]
         "## Measured",
         "",
         *(_scores(scores) if scores else ["This export was written without the numbers of an evaluation."]),
-        "How far its frames are from those of `dit-video generate` stands under `measured` in manifest.json.",
+        "After `--verify`, manifest.json says under `measured` how far its frames are from `dit-video generate`'s.",
         "",
         "## Limits",
         "",

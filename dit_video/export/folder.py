@@ -135,6 +135,7 @@ def describe(target: Target, order: Order) -> dict[str, Any]:
         "needs": list(target.needs),
         "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},
         "measured": None,
+        "scores": order.scores,
         **target.options,
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dit_video.core.errors import BadInput, MissingError
-from dit_video.core.files import replacing
+from dit_video.core.files import json_text, replacing
 from dit_video.data.video import WRITE_SUFFIXES, check_suffix, read_video, write_video
 
 
@@ -55,14 +55,14 @@ def frames_sha256(frames: UInt8[np.ndarray, "T H W 3"]) -> str:
 
 def write_json(path: Path, data: Any) -> None:
     with replacing(path) as partial:
-        partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json_text(data, 2) + "\n", encoding="utf-8")
 
 
 def save_latents(path: Path, latents: Float[np.ndarray, "t h w z"], metadata: dict[str, Any]) -> Path:
     """NAME.latents.npz beside NAME.mp4: `latents` (normalised) and `metadata` as JSON."""
     path = path.with_suffix(".latents.npz")
     with replacing(path) as partial:
-        np.savez(partial, latents=latents, metadata=np.array(json.dumps(metadata, ensure_ascii=False)))
+        np.savez(partial, latents=latents, metadata=np.array(json_text(metadata)))
     return path
 
 

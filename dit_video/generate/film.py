@@ -100,7 +100,7 @@ class Film:
             raise
         except (Exception, KeyboardInterrupt) as error:
             stopped = unfinished(error, "writing", self.latents[None], self.request)
-            stopped.kept = kept
+            stopped.kept, stopped.strips = kept, about.get("strips", [])
             raise stopped from error
         if latents:
             save_latents(path, self.latents, about)

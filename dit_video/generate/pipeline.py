@@ -24,7 +24,7 @@ from dit_video.core.log import Progress, log
 from dit_video.core.mesh import MeshShape, Rules, make_mesh, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
-from dit_video.generate.calibrate import calibrate
+from dit_video.generate.calibrate import STEPS, calibrate
 from dit_video.generate.clip import Clip, frames_sha256
 from dit_video.generate.decode import Strip, piece_bytes, tiles_for
 from dit_video.generate.encoded import encode
@@ -137,8 +137,9 @@ class VideoPipeline:
         if rows:
             return Curve(*(tuple(column) for column in zip(*rows, strict=True)))
         if self._curve is None:
-            log.info("this model's cache was never measured: measuring it on this prompt")
-            plain = request if wanted(self.model) else resolve(self.model, request.prompts[0], seed=request.seed)
+            log.warning("this model's cache was never measured: measuring it, in this process, with %d steps", STEPS)
+            # The same for every prompt, or one clip would depend on those that were made before it.
+            plain = request if wanted(self.model) else resolve(self.model, "a red circle moves right", seed=0)
             self._curve = calibrate(self, [plain])
         return self._curve
 

@@ -5,7 +5,7 @@ Every message says what is wrong, why, and what to do. What will work but badly 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dit_video.core.errors import BadInput
@@ -183,8 +183,6 @@ def resolve(
         raise BadInput("--prompt_at: this model is given a picture or control for all of a clip; it takes one prompt.")
     if conditioning_scale is not None and not model.dit.vace_layers:
         raise BadInput("--conditioning_scale is for models with a control branch (VACE); this one has none.")
-    if plan.mode == "single":
-        check_beyond_training(frames, height, width, model, notes)
     pieces = plan.mode != "single" and slots_of(frames, model.vae.stride) > plan.window
     if prompt_at and transition == "carry" and not given.loop and not pieces:
         raise BadInput(
@@ -219,6 +217,13 @@ def resolve(
     )
     how = choose_how(guidance_interval, guidance_rescale, cfg_zero_star, request.guided)
     object.__setattr__(request, "guidance", how)
+    if plan.mode == "single":  # a loop is made in windows, a clip of several shots in as many passes
+        most = max(shot.slots for shot in request.shots(model.vae.stride))
+        stretch = plan.stretch and (replace(plan.stretch, slots=most) if most > plan.stretch.trained else None)
+        object.__setattr__(request, "plan", replace(plan, stretch=None if given.loop else stretch))
+        if not given.loop:
+            longest = min(frames, 1 + (most - 1) * model.vae.stride)
+            check_beyond_training(longest, height, width, model, notes)
     solver_named(request.solver)
     caching_named(cache)
     check_order(1, 1, noise_order, 0)

@@ -225,9 +225,9 @@ class Sampler:
             x = np.where(mask[..., None], clean, x)
         number = stream.shot.prompt_at(min((begin + fixed + end) // 2, stream.shot.slots - 1))
         given = Given(None, None, clean, mask, self.extra(stream, places, fixed), **self.around(begin, end))
-        dit = self.weights(self.turn(self.schedule.pairs()[self.first][0])[0])
-        with self.progress.phase("compile"):
-            advance = self._prepare(dit, self.prompt(number), x, given, also or {})
+        part, _ = self.turn(self.schedule.pairs()[self.first][0])
+        with self.progress.phase("compile"):  # nothing here keeps the first denoiser's weights when the second's come
+            advance = self._prepare(self.weights(part), self.prompt(number), x, given, also or {})
         with self.progress.phase("denoise", self.schedule.steps - self.first) as tick, self.programs.on_mesh():
             carry = start(self.pipe.spread(jnp.asarray(x)), self.solver)
             if self.reuse:

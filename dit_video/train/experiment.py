@@ -84,6 +84,7 @@ class Experiment:
     patience: int = 8  # steps in a row without a finite loss and gradient, after which a run goes back to a checkpoint
     rollbacks: int = 3  # how often it does without getting further before it ends; 0: it ends at once
     keep: int = 3  # checkpoints that stay; at least two, so that there is one to fall back to
+    keep_every: int = 0  # and those of every so many steps, for good; 0: none
     eval_every: int = 250  # held-out loss
     eval_batches: int = 4
     sample_every: int = 500  # 0: never
@@ -109,6 +110,9 @@ class Experiment:
             raise BadInput(f"batch={self.batch} does not divide into accumulate={self.accumulate} equal parts")
         if self.keep < 2:
             raise BadInput(f"keep={self.keep}: at least 2, so that a broken checkpoint has one before it")
+        if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
+            told = f"checkpoint_every={self.checkpoint_every}"
+            raise BadInput(f"keep_every={self.keep_every}: a multiple of {told}, or 0")
         if self.batch % (parts := self.part()[1]):
             raise BadInput(f"batch={self.batch} does not divide into the {parts} parts that the processes bring")
         if not self.ema or any(not 0 <= d < 1 for d in self.ema):

@@ -59,7 +59,7 @@ def train(
     checkpoint has other shapes; `Partial` when the last checkpoint could not be saved.
     """
     run = Run(workdir)
-    if resume not in ("auto", "never") and not resume.isdigit():
+    if resume not in ("auto", "never") and not resume.isdecimal():
         raise BadInput(f"--resume {resume}: give auto, never, or the number of a step")
     experiment.check()
     with in_turn() as first:
@@ -71,7 +71,7 @@ def train(
     experiment = replace(experiment, objective=objective)
     experiment.data.open(experiment.buckets, held_out=True)  # what is wrong with it is said now, not when it is wanted
     trainer = Trainer(experiment, run, base, sample, profile)
-    trainer.prepare(int(resume) if resume.isdigit() else None)
+    trainer.prepare(int(resume) if resume.isdecimal() else None)
     if first:
         run.save_experiment(experiment)
     try:
@@ -136,7 +136,7 @@ class Trainer:
         self.parts: Trained = trained(self.objective, self.rules)
         self.optimizer = experiment.optimizer.build(experiment.steps)
         self.frozen = self.objective.frozen(base, self.mesh, self.rules)
-        self.checkpoints: Checkpoints = run.checkpoints(experiment.keep)
+        self.checkpoints: Checkpoints = run.checkpoints(experiment.keep, experiment.keep_every)
         self.stream = self.objective.stream(experiment, self.base, held_out=False)
         self.key = jax.random.key(experiment.seed)
         self.held_out: list[Any] = []

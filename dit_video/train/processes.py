@@ -1,5 +1,6 @@
 """Several processes that are one run: who writes first, when all stop, and whole arrays out of parts."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -43,11 +44,13 @@ def whole(tree: Any) -> Any:
 class Stop:
     """Turns SIGTERM and the first Ctrl-C into a wish that the loop reads between steps; a second one is immediate.
 
-    Of several processes all must stop after the same step: JAX watches for SIGTERM there, and they agree through it.
+    Of several processes all must stop after the same step: JAX watches for SIGTERM there, and they agree through it;
+    Ctrl-C is handed on as that.
     """
 
     def __init__(self) -> None:
         self.wish: type[DitVideoError] | None = None
+        self.asked = False  # by Ctrl-C, and the others do not know yet
         self.calls = 0  # a run that goes back counts its steps anew, and agreement wants numbers that grow
 
     @contextmanager
@@ -67,12 +70,16 @@ class Stop:
         """Whether to stop now that `step` is done."""
         self.calls += 1
         if self.wish is None and stop_agreed(self.calls):
-            self.wish = Preempted
+            self.wish = Interrupted if self.asked else Preempted
             log.info("stopping after step %d, as all processes do; a checkpoint is saved", step)
         return self.wish is not None
 
     def _heard(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.wish is not None:
+        if number == signal.SIGINT and (self.wish is not None or self.asked):
             raise KeyboardInterrupt
+        if jax.process_count() > 1:
+            self.asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         self.wish = Preempted if number == signal.SIGTERM else Interrupted
         log.info("stopping after this step; a checkpoint is saved")

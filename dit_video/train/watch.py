@@ -134,6 +134,6 @@ class Profile:
 def profile_steps(text: str) -> tuple[int, int]:
     """`10:15` as the steps 10 to 15. Raises `BadInput`."""
     first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise BadInput(f"--profile {text}: give the first step and the last one, as in 10:15")
     return int(first), int(last)

@@ -4,6 +4,7 @@ Orbax returns bit-rotted data without an error and does not fall back from a bro
 checksum is stored beside it, and a checkpoint that does not load or does not agree is left for the one before it.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -63,22 +64,27 @@ def checksums(flat: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
     return {name: one(x) for name, x in flat.items()}
 
 
+def _digest(about: Mapping[str, Any]) -> str:
+    """Of plain data, as it is after a way through JSON."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(about)), sort_keys=True).encode()).hexdigest()
+
+
 class Broken(DitVideoError):
     """A checkpoint that does not load, or whose arrays are not those that were saved."""
 
 
 class Checkpoints:
-    """Steps of a run, the newest `keep` of them; None to read them, which removes nothing: the run may be under way.
+    """Steps of a run, the newest `keep` and multiples of `every`; None to read them, which removes nothing.
     Saving is asynchronous; a copy is taken before it returns. All processes of a run call the same functions and use
     the same steps: what one of them cannot read is broken for every one. A reader is its process's own.
 
     A save that fails, on a full disk say, is told in the log and leaves the others as they are.
     """
 
-    def __init__(self, path: str | os.PathLike[str], keep: int | None = None):
+    def __init__(self, path: str | os.PathLike[str], keep: int | None = None, every: int = 0):
         import orbax.checkpoint as ocp
 
-        self.path, self.keep, self.ocp = Path(path).absolute(), keep, ocp
+        self.path, self.keep, self.every, self.ocp = Path(path).absolute(), keep, every, ocp
         self.damaged: set[int] = set()  # steps that `latest` could not use
         self.together = keep is not None and jax.process_count() > 1
         self._open()
@@ -86,7 +92,8 @@ class Checkpoints:
     def _open(self) -> None:
         # What an unfinished save has left goes, too.
         clean = self.keep is not None
-        options = self.ocp.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=clean)
+        stays = {"max_to_keep": self.keep, "keep_period": self.every or None}
+        options = self.ocp.CheckpointManagerOptions(**stays, cleanup_tmp_directories=clean)
         if not self.together and jax.process_count() > 1:
             here = jax.process_index()
             options.create = False  # it would wait for the others
@@ -120,6 +127,7 @@ class Checkpoints:
             sums = {name: int(x) for name, x in jax.device_get(checksums(flat)).items()}
             shapes = {name: list(x.shape) for name, x in flat.items()}
             about = about | {"step": step, "checksums": sums, "shapes": shapes}
+            about |= {"sha256": _digest(about)}
             args = self.ocp.args
             args = args.Composite(state=args.PyTreeSave(flat), about=args.JsonSave(about))
             with self._surviving():
@@ -154,8 +162,12 @@ class Checkpoints:
         return f"{self.path} (steps: {', '.join(map(str, self.steps())) or 'none'})"
 
     def about(self, step: int) -> dict[str, Any]:
-        """The plain data of a step. Raises `Broken`."""
-        return self._read(step, "about", self.ocp.JsonCheckpointHandler(), self.ocp.args.JsonRestore())
+        """The plain data of a step. Raises `Broken`, also where it is not what was saved."""
+        found = dict(self._read(step, "about", self.ocp.JsonCheckpointHandler(), self.ocp.args.JsonRestore()))
+        told = found.pop("sha256", None)  # None: older checkpoints have none
+        if told != _digest(found) if told else not {"step", "checksums", "shapes"} <= set(found):
+            raise Broken(f"step {step} of {self.path} is damaged: what is told about it lacks its checksum")
+        return found
 
     def _read(self, step: int, item: str, handler: Any, args: Any) -> Any:
         """An item of a step, by its handler: the manager's own way ends at a barrier, where those that have read wait
@@ -259,8 +271,8 @@ class Run:
                 number = next(n for n in range(1, 10_000) if not (self.path / f"{name}.{n}").exists())
                 old.rename(self.path / f"{name}.{number}")
 
-    def checkpoints(self, keep: int | None = None) -> Checkpoints:
-        return Checkpoints(self.path / "checkpoints", keep)
+    def checkpoints(self, keep: int | None = None, every: int = 0) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", keep, every)
 
     def save_experiment(self, experiment: Any) -> None:
         text = json.dumps(to_dict(experiment), indent=1)

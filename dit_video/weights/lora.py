@@ -34,7 +34,7 @@ FILE = "pytorch_lora_weights.safetensors"  # what diffusers looks for in a folde
 _KINDS = {
     "lora_A.weight": "down", "lora_A.default.weight": "down", "lora_down.weight": "down",
     "lora_B.weight": "up", "lora_B.default.weight": "up", "lora_up.weight": "up",
-    "alpha": "alpha", "diff": "diff", "diff_b": "diff_b", "lora_B.bias": "bias",
+    "alpha": "alpha", "diff": "diff", "diff_b": "diff_b", "diff_m": "diff_m", "lora_B.bias": "bias",
 }  # fmt: skip
 _KEY = re.compile(rf"(.+)\.({'|'.join(re.escape(kind) for kind in _KINDS)})")
 
@@ -85,6 +85,10 @@ def _targets(cfg: DiTConfig) -> dict[tuple[str, str], _Target]:
         original = original_name(module)
         for alias in (module, original, module.replace(".", "_"), original.replace(".", "_")):
             out[alias, kind] = _Target(place.path, place.at, place.shape)
+        if original.endswith(".modulation"):  # LightX2V names the table by its owner: blocks.0.diff_m, head.diff_m
+            owner = original.removesuffix(".modulation")
+            for alias in (owner, owner.replace(".", "_")):
+                out[alias, "modulation"] = _Target(place.path, place.at, place.shape)
     return out
 
 
@@ -172,6 +176,8 @@ def _deltas(keys: dict[str, str], shards: Shards, scale: float | None) -> list[t
         out.append(("weight", keys["down"], Delta((), down, up, own, read.get("diff"))))
     elif "diff" in read:
         out.append(("weight", keys["diff"], Delta((), diff=read["diff"])))
+    if "diff_m" in read:
+        out.append(("modulation", keys["diff_m"], Delta((), diff=read["diff_m"])))
     if "diff_b" in read:
         out.append(("bias", keys["diff_b"], Delta((), diff=read["diff_b"])))
     if "bias" in read:  # PEFT scales it as it does the product

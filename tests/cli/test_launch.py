@@ -221,12 +221,13 @@ def test_the_slurm_file_runs(launch, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("code", [0, 2, 3, 5])
 def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path, code):
-    """With a stand-in for gcloud: the first slice is taken away, on the second the run ends, well or without hope."""
+    """With a stand-in for gcloud: the first slice is taken away and cannot be deleted at once; on the second the run
+    ends, well or without hope."""
     gcloud = """
         case "$*" in
           *"resources create"*) echo x >>asked; echo ACTIVE >state ;;
           *"resources describe"*) cat state ;;
-          *"resources delete"*) echo GONE >state ;;
+          *"resources delete"*) if [[ -f tried ]]; then echo GONE >state; else touch tried; exit 1; fi ;;
           *"tpu-vm ssh"*) if [[ $(wc -l <asked) == 2 ]]; then echo CODE >code; else echo SUSPENDED >state; fi ;;
           *"storage cat"*) cat code ;;
           *"storage rm"*) rm -f code ;;

@@ -64,9 +64,15 @@ def test_slices_split_the_data_axis(monkeypatch):
     """Between slices only gradients go: each slice has whole parts of the batch."""
     made = {}
     monkeypatch.setattr("dit_video.core.mesh.Mesh", lambda devices, names, axis_types: made.update(devices=devices))
-    device = lambda i: SimpleNamespace(id=i, slice_index=i // 4, process_index=i // 4, platform="gpu", device_kind="x")  # noqa: E731
-    make_mesh(MeshShape(data=-1, context=2), [device(i) for i in range(8)])
+
+    def devices(platform):
+        about = {"platform": platform, "device_kind": "x"}
+        return [SimpleNamespace(id=i, slice_index=i // 4, process_index=i // 4, **about) for i in range(8)]
+
+    make_mesh(MeshShape(data=-1, context=2), devices("gpu"))
     assert made["devices"].shape == (4, 1, 2, 1)
     assert [{d.slice_index for d in row.flat} for row in made["devices"]] == [{0}, {0}, {1}, {1}]
+    make_mesh(MeshShape(data=1, context=-1), devices("gpu"))  # every host of GPUs is a "slice"
+    assert made["devices"].shape == (1, 1, 8, 1)
     with pytest.raises(BadInput, match=r"mesh\.data=1 does not divide over 2 slices"):
-        make_mesh(MeshShape(data=1, context=-1), [device(i) for i in range(8)])
+        make_mesh(MeshShape(data=1, context=-1), devices("tpu"))

@@ -23,6 +23,9 @@ def test_files_are_written_listed_and_read(store, tmp_path):
     assert store.names() == ["a.txt", "b.txt"]
     assert (store.read("a.txt"), store.size("a.txt"), store.size("c.txt")) == (b"ay", 2, None)
     assert store.read_all(["b.txt", "a.txt"]) == {"a.txt": b"ay", "b.txt": b"bee"}
+    store.write("old/Title [b1].txt", b"see")  # as yt-dlp names files
+    assert store.read_all(["old/Title [b1].txt", "a.txt"]) == {"a.txt": b"ay", "old/Title [b1].txt": b"see"}
+    store.fs.rm(store.path("old"), recursive=True)
     with store.reading("b.txt") as file:
         assert file.name == "b.txt"
         assert file.read_bytes() == b"bee"

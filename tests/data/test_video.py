@@ -31,7 +31,15 @@ def centres(frames: np.ndarray, size: int = 16) -> np.ndarray:
     return frames[:, size // 2 :: size, size // 2 :: size].astype(int)
 
 
-@pytest.mark.parametrize("suffix, tolerance", [("mp4", 4), ("webp", 6), ("gif", 0)])
+@pytest.mark.parametrize("suffix", ["mp4", "webp", "gif", "png"])
+def test_half_of_a_surrogate_pair_is_kept(tmp_path, suffix):
+    """As in a prompt that a script gave in another encoding, or a file's name that is no UTF-8."""
+    metadata = {"prompt": "a caf\udce9 circle", "notes": ["\ud83d", "ein Bär 🐻"]}
+    write_video(tmp_path / f"a.{suffix}", patches(), fps=8, metadata=metadata)
+    assert read_video(tmp_path / f"a.{suffix}").metadata == metadata
+
+
+@pytest.mark.parametrize("suffix, tolerance", [("mp4", 4), ("webp", 6), ("gif", 0), ("GIF", 0)])
 def test_saturated_colours_come_back(tmp_path, suffix, tolerance):
     frames = patches()
     write_video(tmp_path / f"a.{suffix}", frames, fps=8, metadata={"seed": 7, "prompt": "ein roter Bär 🐻"})
@@ -155,9 +163,10 @@ def test_sheets():
     np.testing.assert_array_equal(two[:, 64:128], frames[3])
 
 
-def test_png_is_a_sheet_with_the_metadata(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.PNG"])
+def test_png_is_a_sheet_with_the_metadata(tmp_path, name):
     frames = patches(4)
-    write_video(tmp_path / "a.png", frames, fps=8, metadata={"seed": 1})
-    back = read_video(tmp_path / "a.png")
+    write_video(tmp_path / name, frames, fps=8, metadata={"seed": 1})
+    back = read_video(tmp_path / name)
     np.testing.assert_array_equal(back.frames[0], frame_grid(frames))
     assert back.metadata == {"seed": 1}

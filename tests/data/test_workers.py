@@ -72,6 +72,20 @@ def test_workers_that_are_killed(counting, monkeypatch, deaths):
     assert got == wanted
 
 
+def test_a_worker_that_dies_while_it_waits(counting):
+    """It has sent its last result; what it is given next goes to another."""
+    import multiprocessing
+
+    got = []
+    for number, result in run(counting, ["1", "2"], 1):
+        got.append((number, result))
+        if got[-1] == (0, Done()):
+            (child,) = multiprocessing.active_children()
+            child.kill()
+            child.join()
+    assert got == [(0, (1, 0)), (0, Done()), (1, (2, 0)), (1, (2, 1)), (1, Done())]
+
+
 def test_a_run_that_is_left_leaves_no_process(counting):
     import multiprocessing
 

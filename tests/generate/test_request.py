@@ -119,6 +119,16 @@ def test_beyond_training_is_warned_of_with_numbers(tiny):
     assert "larger than any size" in resolve(tiny, PROMPT, num_frames=1, height=64, width=64).notes[0]
 
 
+def test_pieces_no_longer_than_training_are_not_warned_of(tiny):
+    """A loop is made in windows, a time line of cuts in as many passes as prompts: positions are not stretched."""
+    frames = tiny.defaults.max_frames + 2 * tiny.vae.stride
+    for given in ({"loop": True}, {"prompt_at": [((frames // 2) / 8, "a blue star")]}):
+        request = resolve(tiny, PROMPT, num_frames=frames, rope="riflex", strict=True, **given)
+        assert request.plan.mode == "single" and request.plan.stretch is None
+    with pytest.raises(BadInput, match="trained to"):
+        resolve(tiny, PROMPT, num_frames=frames, strict=True)
+
+
 def test_a_long_prompt_shows_what_is_dropped(tiny):
     words = " ".join(["a red circle moves right"] * 8)
     request = resolve(tiny, words)

@@ -216,6 +216,7 @@ def test_a_failing_sampler_does_not_end_a_run(small, tmp_path):
         ({"batch": 6, "accumulate": 4}, "accumulate=4"),
         ({"keep": 1}, "keep=1"),
         ({"eval_batches": 0}, "eval_batches=0"),
+        ({"keep_every": 7}, "keep_every=7: a multiple of checkpoint_every"),
         ({"matmul_precision": "float8"}, "matmul_precision='float8': choose one of float32, tensorfloat32, bfloat16"),
         ({"patience": 0}, "patience=0"),
         ({"ema": (1.0,)}, "ema"),

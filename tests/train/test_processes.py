@@ -144,12 +144,13 @@ def test_two_processes_are_one_run(tmp_path, mesh):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path, number, code):
     processes = start(tmp_path, 2, "checkpoint_every=1000", pause=0.3)
     wait_for_step(tmp_path, 5, processes)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(number)
     ended = finish(processes)
-    assert [code for code, *_ in ended] == [75, 75], ended[0][2] + ended[1][2]
+    assert [got for got, *_ in ended] == [75, code], ended[0][2] + ended[1][2]
     steps = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(steps) == 1
     assert all(f"stopped at step {steps[0]} of 40" in err for _, _, err in ended)

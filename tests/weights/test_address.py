@@ -81,3 +81,27 @@ def test_what_is_not_sent_whole_is_no_model(address, tiny, tmp_path, monkeypatch
 def test_an_address_without_a_model(address):
     with pytest.raises(BadInput, match="no model_index.json"):
         find_model(address)
+
+
+def test_a_name_that_leads_out_is_not_fetched(address, tiny, tmp_path, monkeypatch, capsys):
+    export(address, "--model", save_model(tiny, tmp_path / "local"), capsys=capsys)
+    names = Store.names
+    monkeypatch.setattr(Store, "names", lambda self: [*names(self), "../../../escaped"])
+    monkeypatch.setattr(Store, "size", lambda *_: 1)
+    with pytest.raises(BadInput, match="leads out of its folder"):
+        find_model(address)
+    assert not [*tmp_path.rglob("escaped")] and not [*(tmp_path / "cache").rglob("*.json")]
+
+
+def test_two_that_fetch_at_once(address, tiny, tmp_path, monkeypatch, capsys):
+    export(address, "--model", save_model(tiny, tmp_path / "local"), capsys=capsys)
+    copy = Store.copy
+
+    def late(self, name, to):
+        copy(self, name, to)
+        other = to.parents[len(name.split("/")) - 1].parent / to.parents[len(name.split("/")) - 1].name.split(".")[1]
+        other.mkdir(exist_ok=True)
+        (other / "there").touch()
+
+    monkeypatch.setattr(Store, "copy", late)
+    assert (find_model(address) / "there").is_file()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -52,6 +53,14 @@ def saved(tmp_path):
     checkpoints.close()
 
 
+def test_the_newest_stay_and_those_of_every_so_many_steps(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, every=20)
+    for step in range(5, 50, 5):
+        checkpoints.save(step, state(step), {}, wait=True)
+    assert checkpoints.steps() == [20, 40, 45]
+    checkpoints.close()
+
+
 def latest(checkpoints, step=None):
     return checkpoints.latest(lambda s: checkpoints.restore(s, wanted(state(0))), step)
 
@@ -82,7 +91,16 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
 
 
 def damage(folder, how):
-    """Changes the largest file of a step."""
+    """Changes the largest file of a step, or what is told about it."""
+    about = folder / "about" / "metadata"
+    if how in ("a key", "a digit"):
+        text = about.read_text()
+        old, new = ('"shapes"', '"chapes"') if how == "a key" else ('"place"', '"place" ')
+        new = new if how == "a key" else re.sub(r'("place": ?)\d', r"\g<1>7", text[text.index(old) :][:12])
+        old = old if how == "a key" else text[text.index(old) :][:12]
+        assert old in text and old != new
+        about.write_text(text.replace(old, new))
+        return
     file = max((p for p in (folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     data = bytearray(file.read_bytes())
     if how == "flipped":
@@ -93,7 +111,7 @@ def damage(folder, how):
     file.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("how", ["flipped", "truncated"])
+@pytest.mark.parametrize("how", ["flipped", "truncated", "a key", "a digit"])
 def test_a_damaged_step_is_left_for_the_one_before(saved, how, caplog):
     damage(saved.path / "30", how)
     with pytest.raises(Broken):

@@ -128,9 +128,13 @@ def test_whole_differences_of_weights_biases_and_norms(model, halves, tmp_path):
     tensors["diffusion_model.blocks.0.ffn.0.diff_b"] = np.full(48, 0.5, np.float32)
     tensors["diffusion_model.head.head.diff"] = np.full((16, 32), 0.125, np.float32)
     tensors["diffusion_model.blocks.0.modulation.diff"] = np.full((1, 6, 32), 1.0, np.float32)
+    tensors["diffusion_model.blocks.1.diff_m"] = np.full((1, 6, 32), 2.0, np.float32)
+    tensors["diffusion_model.head.diff_m"] = np.full((1, 2, 32), 3.0, np.float32)
     save_file(tensors, tmp_path / "lora.safetensors")
     merged = merge(model.params["dit"], read_lora(tmp_path / "lora.safetensors", {"dit": model.dit})["dit"], model.dit)
     flat = sums(model, halves, 1.0)
+    flat["blocks/table"][1] += 2.0
+    flat["table"] += 3.0
     flat["blocks/norm_cross/scale"][1] += 0.25
     flat["blocks/up/bias"][0] += 0.5
     flat["head/kernel"] += 0.125

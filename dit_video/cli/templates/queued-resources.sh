@@ -82,6 +82,9 @@ for ((try = 0; try <= @{max_restarts}; try++)); do
       ;;
   esac
   say "ended with ${ended:-no exit code: the slice was taken away}"
-  until [[ $(state) == GONE ]]; do sleep 10; done
+  until [[ $(state) == GONE ]]; do
+    sleep 10
+    release # what could not be deleted would cost money for ever
+  done
 done
 exit 75
