@@ -28,7 +28,7 @@ from dit_video.train.optim import Optimizer
 EXPERIMENT = Experiment(
     objective=FineTune(
         denoise=Denoise(
-            dit=DiTConfig(dtype="bfloat16", remat="attention", attention="splash"),
+            dit=DiTConfig(dtype="bfloat16", remat="block", attention="splash"),
             text=TextConfig(dtype="bfloat16"),
             path=RectifiedFlow(shift=8.0),
             conditions=Conditions(),

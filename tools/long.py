@@ -337,12 +337,12 @@ def calibrate(args: argparse.Namespace) -> None:
     from dit_video.generate.calibrate import calibrate as measured
     from dit_video.generate.calibrate import rows as of
     from dit_video.generate.request import resolve
-    from dit_video.weights.folder import load_model, save_model
+    from dit_video.weights.folder import open_model, save_model
 
     pipe = pipeline(args)
     prompts = [one.prompt for one in single_objects(4)]
     curve = of(measured(pipe, [resolve(pipe.model, prompt, seed=seed) for seed, prompt in enumerate(prompts)]))
-    model = load_model(args.model)
+    model = open_model(args.model)
     save_model(replace(model, defaults=replace(model.defaults, cache=curve)), args.out, force=True)
     print(args.out)
 

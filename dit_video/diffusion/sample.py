@@ -21,26 +21,31 @@ def start(noise: Latent, solver: Solver, memory: Any = ()) -> Carry:
     return Carry(noise, solver.init(noise), memory)
 
 
-def at_moment(velocity: Velocity) -> Slope:
-    """A velocity as solvers call it. All clips are at the same moment."""
+def at_moment(velocity: Velocity, data: bool = False) -> Slope:
+    """A velocity as solvers call it. All clips are at the same moment.
+
+    data: the network put out data, and its velocity was made of that with the time that it was told, which some
+    schedules cut. Solvers make data of it again with the flow's time: so it becomes the velocity of that time.
+    """
 
     def slope(x: Latent, instant: Instant, memory: Any) -> tuple[Latent, Any]:
         values = jnp.broadcast_to(jnp.asarray(instant.model, jnp.float32), (x.shape[0], 1))
-        return velocity(x, Time(values, None), memory)
+        v, memory = velocity(x, Time(values, None), memory)
+        return (v * (instant.model / instant.flow) if data else v), memory
 
     return slope
 
 
-def advance(carry: Carry, now: Instant, then: Instant, velocity: Velocity, solver: Solver) -> Carry:
-    """One step of the solver."""
-    return solver.step(carry, at_moment(velocity), now, then)
+def advance(carry: Carry, now: Instant, then: Instant, velocity: Velocity, solver: Solver, data: bool = False) -> Carry:
+    """One step of the solver; `data` as in `at_moment`."""
+    return solver.step(carry, at_moment(velocity, data), now, then)
 
 
-def step_function(velocity: Velocity, solver: Solver) -> Step:
+def step_function(velocity: Velocity, solver: Solver, data: bool = False) -> Step:
     """`advance` that also says whether the latents are finite. Jit it; the moments are arguments."""
 
     def step(carry: Carry, now: Instant, then: Instant) -> tuple[Carry, Bool[Array, ""]]:
-        carry = advance(carry, now, then, velocity, solver)
+        carry = advance(carry, now, then, velocity, solver, data)
         return carry, jnp.isfinite(carry.x).all()
 
     return step
@@ -78,11 +83,14 @@ def run(step: Step, carry: Carry, schedule: Schedule) -> Carry:
     return last
 
 
-def scan(velocity: Velocity, solver: Solver, noise: Latent, instants: Instant, memory: Any = ()) -> Carry:
-    """All steps as one `lax.scan`: one program that can be exported. `instants` as `Schedule.instants()` gives it."""
+def scan(
+    velocity: Velocity, solver: Solver, noise: Latent, instants: Instant, memory: Any = (), data: bool = False
+) -> Carry:
+    """All steps as one `lax.scan`: one program that can be exported. `instants` as `Schedule.instants()` gives it;
+    `data` as in `at_moment`."""
 
     def body(carry: Carry, moments: tuple[Instant, Instant]) -> tuple[Carry, None]:
-        return advance(carry, *moments, velocity, solver), None
+        return advance(carry, *moments, velocity, solver, data), None
 
     instants = Instant(*(jnp.asarray(a) for a in instants))
     moments = (jax.tree.map(lambda a: a[:-1], instants), jax.tree.map(lambda a: a[1:], instants))

@@ -128,7 +128,7 @@ def describe(target: Target, order: Order) -> dict[str, Any]:
             **{name: value for name, value in asdict(model.defaults).items()
                if name in ("num_frames", "height", "width", "fps", "steps", "guidance")},
             "shift": order.shift, "solver": model.defaults.solver, "schedule": programs.solver.schedule,
-            "guided": programs.guided,
+            "guided": programs.guided, "data": model.dit.predicts == "data",
         },
         "run": f"pip install {shlex.join(target.needs)}; "
         "python run.py --prompt 'a red circle moves right' --seed 7 --output out.mp4",

@@ -112,7 +112,7 @@ class Programs:
             return self.module("dit", dit)(x, time, context), memory
 
         velocity = guided(in_one_batch(network), scale) if self.guided else network
-        latents = scan(velocity, self.solver, noise, Instant(flow, model)).x
+        latents = scan(velocity, self.solver, noise, Instant(flow, model), data=self.model.dit.predicts == "data").x
         return self.vae_decoder(vae, latents), latents
 
     def step(self) -> tuple[Callable, Callable]:

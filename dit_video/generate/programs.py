@@ -93,7 +93,7 @@ class Programs:
         self.configs = {"dit": (DiT, dit), "vae": (VAE, vae), "text": (TextEncoder, text)}
         self.configs |= {} if image is None else {"image": (ImageEncoder, image)}
         self.mesh, self.rules = mesh, rules
-        self.stride = vae.stride
+        self.stride, self.data = vae.stride, dit.predicts == "data"
         self.compiled: dict[Key, Callable] = {}
 
     @cached_property
@@ -187,7 +187,7 @@ class Programs:
             velocity = self.field(dit, given, guidance, now)
             if reuse is not None:
                 velocity = cached(velocity, reuse)
-            return step_function(velocity, solver)(carry, now, then)
+            return step_function(velocity, solver, self.data)(carry, now, then)
 
         return step
 
@@ -195,7 +195,7 @@ class Programs:
         """(weights, x, moment, given) -> dx/dt of one window."""
 
         def velocity(dit: Weights, x: Latent, moment: Instant, given: Given) -> Latent:
-            return at_moment(self.field(dit, given, guidance, moment))(x, moment, ())[0]
+            return at_moment(self.field(dit, given, guidance, moment), self.data)(x, moment, ())[0]
 
         return velocity
 

@@ -13,7 +13,7 @@ PROMPT = "a red circle moves right"
 SLOTS = 5
 
 
-def telling(self, dit, given, with_guidance):
+def telling(self, dit, given, guidance, now):
     """The field of a network whose data is the sum of the rotary times of the pictures that it is shown, and in slot k
     k / 100 more. The solver gets there exactly."""
     told = 0.0 if given.extra is None else given.extra.position.sum(1)[:, None, None, None, None]

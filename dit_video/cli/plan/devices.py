@@ -14,6 +14,7 @@ ALONE = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at once: no TPU is opened
 }
 
 
@@ -29,7 +30,8 @@ def slice_target(where: Slice) -> Target:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=str(where)).devices
+        host = {"chips_per_host_bounds": (1, 1, 1)} if where.chips == 1 else {}  # of a chip alone
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=str(where), **host).devices
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise MissingError(f"--topology {where}: the TPU compiler here does not know it ({first}).") from error
