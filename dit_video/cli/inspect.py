@@ -122,10 +122,10 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.generate.pipeline import VideoPipeline
     from dit_video.generate.request import resolve
     from dit_video.generate.shots import OPENING
-    from dit_video.weights.checkpoints import open_base
+    from dit_video.weights.find import find_model
 
     try:
-        open_base(model)
+        find_model(model)
     except BadInput as error:
         raise MissingError(f"the model that made it is not there: {error} Give --model.") from error
     how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights"), "lora": metadata.get("lora", ())}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dit_video.core.errors import BadInput, MissingError, NonFinite
+from dit_video.core.files import json_text
 from dit_video.data.store import Store
 
 FORMAT = 1
@@ -101,7 +102,7 @@ def read_json(store: Store, name: str) -> Any:
 
 
 def write_json(store: Store, name: str, data: Any, indent: int | None = None) -> None:
-    store.write(name, (json.dumps(data, indent=indent, ensure_ascii=False) + "\n").encode())
+    store.write(name, (json_text(data, indent) + "\n").encode())
 
 
 def read_manifest(store: Store) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
 
@@ -82,8 +82,11 @@ class Store:
                     raise BadInput(f"{self.address}: the name {name!r} leads out of its folder. Nothing was fetched.")
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 self.copy(name, partial / name)
-            with suppress(OSError) if to.is_dir() else nullcontext():  # another process was first, with the same
+            try:
                 partial.rename(to)
+            except OSError:
+                if not to.is_dir():  # else another process was first, with the same
+                    raise
         except OSError as error:
             raise BadInput(f"{self.address} cannot be copied to {to}: {error.strerror or error}") from None
         finally:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from dit_video.core.files import json_text
 from dit_video.data.video import contact_sheet
 from dit_video.evals import plots, tables
 from dit_video.evals.tables import Table
@@ -62,7 +62,7 @@ def write(out: Path, report: Mapping[str, Any], clips: Sequence[UInt8[np.ndarray
         Image.fromarray(beside(shown, said) if said else contact_sheet(shown)).save(data, "PNG")
         pictures[name] = (data.getvalue(), which)
         (out / f"{name}.png").write_bytes(data.getvalue())
-    (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(json_text(report, 1) + "\n", encoding="utf-8")
     (out / "index.html").write_text(page(report, pictures), encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ package's own source.
 """
 
 import ast
-import json
 import platform
 import shlex
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from dit_video import __version__
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.files import json_text
 from dit_video.core.sizes import size_rule
 from dit_video.export.card import card
 from dit_video.export.programs import PARTS, Programs
@@ -106,7 +106,7 @@ def write_export(target: Target, order: Order, out: Path, size: int, write: Call
 
 def save_manifest(folder: Path, about: dict[str, Any]) -> None:
     """With the checksum of every other file."""
-    text = json.dumps(about | {"sha256": manifest(folder)}, indent=2, ensure_ascii=False)
+    text = json_text(about | {"sha256": manifest(folder)}, 2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 

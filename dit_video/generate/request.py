@@ -216,11 +216,11 @@ def resolve(
         memory=memory,
     )
     how = choose_how(guidance_interval, guidance_rescale, cfg_zero_star, request.guided)
-    object.__setattr__(request, "guidance", how)
+    request = replace(request, guidance=how)
     if plan.mode == "single":  # a loop is made in windows, a clip of several shots in as many passes
         most = max(shot.slots for shot in request.shots(model.vae.stride))
         stretch = plan.stretch and (replace(plan.stretch, slots=most) if most > plan.stretch.trained else None)
-        object.__setattr__(request, "plan", replace(plan, stretch=None if given.loop else stretch))
+        request = replace(request, plan=replace(plan, stretch=None if given.loop else stretch))
         if not given.loop:
             longest = min(frames, 1 + (most - 1) * model.vae.stride)
             check_beyond_training(longest, height, width, model, notes)
@@ -240,8 +240,7 @@ def resolve(
     check_length(
         model, (*dict.fromkeys(text for texts in request.texts for text in texts), request.negative_prompt), notes
     )
-    object.__setattr__(request, "notes", tuple(notes))
-    return request
+    return replace(request, notes=tuple(notes))
 
 
 def image_source(given: Conditions) -> dict[str, Any] | None:
