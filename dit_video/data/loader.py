@@ -80,8 +80,13 @@ class Toyworld:
     seed: int = 0
     plain: float = 0.5  # share of scenes that a plain prompt asks for
     two: float = 0.25  # share of two objects among the others
+    often: tuple[tuple[str, float], ...] = ()  # shapes and motions that training is shown so many times as often
 
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> "ToyworldReader":
+        """Raises `BadInput` for a word that is no shape and no motion."""
+        from dit_video.data.toyworld.splits import check_often
+
+        check_often(dict(self.often))
         return ToyworldReader(self, tuple(buckets), held_out)
 
 
@@ -109,8 +114,9 @@ class ToyworldReader:
         from dit_video.data.toyworld.splits import sample_scene
 
         split = "heldout" if self.held_out else "train"
+        often = {} if self.held_out else dict(self.source.often)
         rng = generator(self.source.seed, draw, int(self.held_out))
-        scene = sample_scene(rng, split, self.source.plain, self.source.two, bucket.height, bucket.width)
+        scene = sample_scene(rng, split, self.source.plain, self.source.two, bucket.height, bucket.width, often)
         return scene, caption(scene, rng, split)
 
     def frames(self, arrays: Any, bucket: int) -> Video:

@@ -1,9 +1,11 @@
 """What training never sees, defined once: combinations of words here, templates of captions in `captions`."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
+from dit_video.core.errors import BadInput
 from dit_video.data.toyworld import scene as words
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.data.toyworld.scene import Scene
@@ -46,13 +48,31 @@ def _pick(rng: np.random.Generator, options: Any, p: Any = None) -> Any:
 
 
 # Moves has eight directions, so it is drawn as often as three other motions.
-_MOTION_WEIGHT = [1, 3, 1, 1, 1, 1, 1]
+_MOTION_WEIGHT = {"moves": 3.0}
+_DRAWS = 10_000  # that are rejected before it is said that there is no such scene
 
 
-def _body_words(rng: np.random.Generator, plain: bool) -> dict[str, str]:
-    motion = _pick(rng, words.MOTIONS, _MOTION_WEIGHT)
+def check_often(often: Mapping[str, float]) -> None:
+    """Raises BadInput for what is no shape and no motion, and for weights that nothing can be drawn with."""
+    known = (*words.SHAPES, *words.MOTIONS)
+    for word, times in often.items():
+        if word not in known or not (isinstance(times, int | float) and 0 <= times < float("inf")):
+            raise BadInput(
+                f"often: {word}={times}: give a shape or a motion ({', '.join(known)}) and how many times as often as "
+                "others of its kind it is drawn, zero or more."
+            )
+    for kind in (words.SHAPES, words.MOTIONS):
+        if not any(often.get(word, 1) for word in kind):
+            raise BadInput(f"often: one of {', '.join(kind)} must be drawn.")
+    if often.get("spins", 1) and not any(often.get(s, 1) for s in words.SHAPES if s not in words.ROUND):
+        raise BadInput(f"often: {' and '.join(words.ROUND)} do not spin: draw another shape, or spins=0 too.")
+
+
+def _body_words(rng: np.random.Generator, plain: bool, often: Mapping[str, float]) -> dict[str, str]:
+    motion = _pick(rng, words.MOTIONS, [_MOTION_WEIGHT.get(m, 1.0) * often.get(m, 1.0) for m in words.MOTIONS])
     shapes = [shape for shape in words.SHAPES if motion != "spins" or shape not in words.ROUND]
-    one = {"shape": _pick(rng, shapes), "colour": _pick(rng, words.COLOURS), "motion": motion}
+    weights = [often.get(shape, 1.0) for shape in shapes] if not often.keys().isdisjoint(words.SHAPES) else None
+    one = {"shape": _pick(rng, shapes, weights), "colour": _pick(rng, words.COLOURS), "motion": motion}
     if motion in words.HAS_DIRECTION:
         one["direction"] = _pick(rng, words.DIRECTIONS)
     if not plain:
@@ -82,24 +102,37 @@ def sample_scene(
     two: float = 0.25,
     height: int = 64,
     width: int = 64,
+    often: Mapping[str, float] | None = None,
 ) -> Scene:
     """A scene of the world, or of one side of the split.
 
     plain: share of scenes that a plain prompt asks for (one medium object on a plain background, by day, before a
     static camera, at middle speed). two: share of two objects among the others. Both shares hold exactly, whatever the
-    split rejects: what is rejected is drawn again of the same kind.
+    split rejects: what is rejected is drawn again of the same kind. often: how many times as often as others of its
+    kind a shape or a motion is drawn.
     """
+    often = often or {}
+    check_often(often)
     is_plain, has_two = rng.random() < plain, rng.random() < two
-    while True:
-        scene = _sample(rng, is_plain, has_two, height, width, split)
+    for _ in range(_DRAWS):
+        scene = _sample(rng, is_plain, has_two, height, width, split, often)
         if scene is not None:
             return scene
+    raise BadInput(f"often={often}: no scene of the {split} part is made of these alone.")
 
 
-def _sample(rng: np.random.Generator, plain: bool, two: bool, height: int, width: int, split: Split) -> Scene | None:
-    bodies = [_body_words(rng, plain)]
+def _sample(
+    rng: np.random.Generator,
+    plain: bool,
+    two: bool,
+    height: int,
+    width: int,
+    split: Split,
+    often: Mapping[str, float],
+) -> Scene | None:
+    bodies = [_body_words(rng, plain, often)]
     if two and not plain:
-        bodies.append(_body_words(rng, plain))
+        bodies.append(_body_words(rng, plain, often))
         if bodies[0]["colour"] == bodies[1]["colour"] or not room_for_two(*bodies):
             return None
     background, light, camera = _pick(rng, words.PLAIN), "day", "static"

@@ -90,6 +90,30 @@ def test_heldout_draws_only_what_is_held_out():
     assert all(is_heldout(sample_scene(rng, "heldout")) for _ in range(500))
 
 
+def test_some_words_more_often():
+    rng, often = np.random.default_rng(5), {"circle": 3, "ring": 0, "bounces": 2, "moves": 0}
+    bodies = [b for _ in range(3000) for b in sample_scene(rng, plain=1.0, often=often).bodies]
+    shapes, motions = Counter(b.shape for b in bodies), Counter(b.motion for b in bodies)
+    assert "ring" not in shapes and "moves" not in motions
+    assert shapes["circle"] / len(bodies) == pytest.approx(0.5, abs=0.07)  # 3 of 6; a circle does not spin
+    assert motions["bounces"] / motions["still"] == pytest.approx(2 * 3.9 / 5, rel=0.35)  # triangles do not bounce
+
+
+@pytest.mark.parametrize(
+    ("often", "said"),
+    [
+        ({"cube": 2}, "cube=2: give a shape or a motion"),
+        ({"ring": -1}, "zero or more"),
+        (dict.fromkeys(words.SHAPES, 0), "one of circle"),
+        (dict.fromkeys(set(words.SHAPES) - set(words.ROUND), 0), "do not spin"),
+        (dict.fromkeys({*words.SHAPES, *words.MOTIONS} - {"star", "circles"}, 0), "no scene of the train part"),
+    ],
+)
+def test_words_that_cannot_be_drawn(often, said):
+    with pytest.raises(BadInput, match=said):
+        sample_scene(np.random.default_rng(0), often=often)
+
+
 def test_same_generator_same_scene():
     draws = [[sample_scene(np.random.default_rng((3, i))) for i in range(50)] for _ in range(2)]
     assert draws[0] == draws[1] and len(set(draws[0])) == 50
