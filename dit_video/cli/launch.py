@@ -31,8 +31,14 @@ examples:
 """
 
 TARGETS = {"gke": ".yaml", "queued-resources": ".sh", "slurm": ".sh"}
+USUAL = {"slices": 1, "nodes": 1, "gpus": 8}
 SUBMIT = {"gke": ["kubectl", "apply", "-f", "-"], "queued-resources": ["bash", "-s"], "slurm": ["sbatch"]}
 NEEDS = {"gke": ("image",), "queued-resources": ("image", "zone"), "slurm": ()}
+TAKES = {  # flags that not every target has
+    "gke": {"topology", "slices", "spot", "reservation", "queue", "service_account"},
+    "queued-resources": {"topology", "spot", "reservation", "zone", "project"},
+    "slurm": {"reservation", "nodes", "gpus", "time", "partition", "account"},
+}
 MOUNT = "/mnt/runs"  # where the bucket of --workdir is seen
 MADE = b"Written by\n#   dit-video"  # as every template begins
 
@@ -58,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
     tpu = parser.add_argument_group("TPU (gke, queued-resources)")
     tpu.add_argument("--topology", metavar="NAME", help="v5e:4x4, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ... (default: the "
                      "one that the experiment's docstring names)")  # fmt: skip
-    tpu.add_argument("--slices", type=int, default=1, metavar="N", help="so many of them (gke)")
+    tpu.add_argument("--slices", type=int, metavar="N", help="so many of them (gke; default: 1)")
     tpu.add_argument("--spot", action="store_true", help="cheaper, and taken away at times")
     tpu.add_argument("--reservation", help="a reservation's name (slurm too)")
     tpu.add_argument("--queue", help="the LocalQueue of Kueue (gke)")
@@ -66,8 +72,8 @@ def add_parser(subparsers: Any) -> None:
     tpu.add_argument("--zone", help="such as us-east5-b (queued-resources)")
     tpu.add_argument("--project", help="(queued-resources; default: gcloud's)")
     slurm = parser.add_argument_group("Slurm")
-    slurm.add_argument("--nodes", type=int, default=1, metavar="N")
-    slurm.add_argument("--gpus", type=int, default=8, metavar="N", help="of each node (default %(default)s)")
+    slurm.add_argument("--nodes", type=int, metavar="N", help="(default: 1)")
+    slurm.add_argument("--gpus", type=int, metavar="N", help="of each node (default: 8)")
     slurm.add_argument("--time", help="as sbatch takes it: 24:00:00")
     slurm.add_argument("--partition")
     slurm.add_argument("--account")
@@ -81,7 +87,13 @@ def run(args: argparse.Namespace) -> int:
     for name in NEEDS[args.target]:
         if not getattr(args, name):
             raise BadInput(f"--target {args.target} wants --{name}.")
-    for name in ("slices", "nodes", "gpus"):
+    for name in sorted(set().union(*TAKES.values()) - TAKES[args.target]):
+        if getattr(args, name) not in (None, False):
+            takes = [target for target, names in TAKES.items() if name in names]
+            raise BadInput(f"--{name} is for --target {' and '.join(takes)}; {args.target} has no such thing.")
+    for name, usual in USUAL.items():
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
         if getattr(args, name) < 1:
             raise BadInput(f"--{name} {getattr(args, name)}: at least 1.")
     if args.max_restarts < 0:
@@ -117,8 +129,6 @@ def choose_slice(args: argparse.Namespace) -> "Slice":
         raise BadInput(f"{args.experiment} names no TPU in its docstring. Give --topology, such as v5e:4x4.")
     if args.target == "queued-resources" and chosen.cloud_type is None:
         raise BadInput(f"{chosen}: queued resources do not have it; only GKE does. Use --target gke.")
-    if args.target == "queued-resources" and args.slices > 1:
-        raise BadInput("--slices: several slices are one job in GKE only. Use --target gke.")
     return chosen
 
 
@@ -143,7 +153,7 @@ def check(args: argparse.Namespace, devices: int) -> None:
 
     # `--data FOLDER` names what the machines see, which need not be here.
     fields = {name: value for name, value in args.overrides.items() if name != "data"}
-    experiment = override(load_experiment(args.experiment), fields)
+    experiment = override(load_experiment(args.experiment), fields).check()
     data, fsdp, *_ = experiment.mesh.resolve(devices)
     if experiment.batch % (data * fsdp):
         raise BadInput(
@@ -156,8 +166,14 @@ def check(args: argparse.Namespace, devices: int) -> None:
         raise BadInput(
             "fine-tuning starts from a model: --init MODEL, as the machines see it (--mount gs://BUCKET:/PATH)"
         )
-    if Path(args.experiment).stem not in packaged_experiments():
+    path, carried = Path(args.experiment), packaged_experiments().get(Path(args.experiment).stem)
+    if carried is None:
         log.warning("the package does not carry %s: the image must hold it at this path", args.experiment)
+    elif path.is_file() and path.read_bytes() != carried.read_bytes():
+        log.warning(
+            "%s is not the %s that the package carries: the image must hold it at this path, or that one is trained",
+            args.experiment, carried.stem,
+        )  # fmt: skip
 
 
 def check_output(path: Path) -> None:

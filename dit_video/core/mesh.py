@@ -7,6 +7,7 @@ frames of a VAE.
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 
 import jax
 import numpy as np
@@ -74,14 +75,18 @@ def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     names = tuple(f.name for f in fields(MeshShape))
     sizes, types = shape.resolve(len(devices)), (AxisType.Auto,) * len(names)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
-    if sizes[0] % slices and devices[0].platform != "tpu":
-        return Mesh(mesh_utils.create_device_mesh(sizes, devices), names, axis_types=types)
-    if sizes[0] % slices:
+    if slices > 1 and sizes[0] % slices == 0:
+        inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
+        lay = partial(mesh_utils.create_hybrid_device_mesh, inside, across, devices)
+    elif slices > 1 and devices[0].platform == "tpu":
         raise BadInput(f"mesh.data={sizes[0]} does not divide over {slices} slices: each takes whole clips")
-    inside, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1, 1)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), names, axis_types=types)
+    else:
+        lay = partial(mesh_utils.create_device_mesh, sizes, devices)
+    try:
+        laid = lay()
+    except NotImplementedError:  # no axis of the mesh is whole sides of the slice: of a side of 8 it takes 4, say
+        laid = lay(allow_split_physical_axes=True)
+    return Mesh(laid, names, axis_types=types)
 
 
 def constrain(x: jax.Array, spec: P) -> jax.Array:

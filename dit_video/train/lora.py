@@ -125,8 +125,8 @@ class FineTune:
             if path.part not in ((0.0, 1.0), part):
                 raise BadInput(f"objective.denoise.path.part={path.part}: expert {self.expert} has the times {part}")
             path = replace(path, part=part)
-        dit = _sized(self.denoise.dit, getattr(start, self.part))
-        text = _sized(self.denoise.text, start.text)
+        dit = sized(self.denoise.dit, getattr(start, self.part))
+        text = sized(self.denoise.text, start.text)
         vae = read(start.params["vae"], np.float32)
         image = None if start.image is None else read(start.params["image"], np.float32)
         base = Base(start.vae, vae, start.tokenizer, start, experiment.prompts, start.image, image)
@@ -212,7 +212,7 @@ def _abstract(kind: type, cfg: DiTConfig | TextConfig, rules: Rules) -> tuple[nn
     return nnx.split(nnx.eval_shape(lambda: kind(cfg, rules, rngs=nnx.Rngs(0))), nnx.Param)
 
 
-def _sized(how: Any, sizes: Any) -> Any:
+def sized(how: Any, sizes: Any) -> Any:
     """The sizes of a model, computed as the experiment says."""
     if how is None:
         return sizes

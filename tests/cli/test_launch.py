@@ -311,7 +311,7 @@ def test_submit_hands_it_over(launch, tmp_path, monkeypatch):
         ([*GKE[:2], *GKE[4:], "--topology", "v5e:4x4"], 2, "wants --image"),
         ([*CLOUD[:-2], "--topology", "v5e:4x4"], 2, "wants --zone"),
         ([*CLOUD, "--topology", "tpu7x:2x2x2"], 2, "only GKE does"),
-        ([*CLOUD, "--topology", "v5e:4x4", "--slices", "2"], 2, "several slices"),
+        ([*CLOUD, "--topology", "v5e:4x4", "--slices", "2"], 2, "--slices is for --target gke; queued-resources has"),
         ([*GKE, "--topology", "v5e:8x8"], 2, "batch=32 does not divide"),
         ([*GKE, "--topology", "v5e:4x4", "--mesh.fsdp", "3"], 2, "do not divide by 3"),
         ([*GKE, "--topology", "v5e:3x3"], 2, "no such slice"),
@@ -322,6 +322,9 @@ def test_submit_hands_it_over(launch, tmp_path, monkeypatch):
         ([*SLURM[:-1], "gs://bucket/runs"], 2, "all nodes share"),
         ([*SLURM, "--mount", "/a:/b"], 2, "goes with --image"),
         ([*SLURM, "--nodes", "0"], 2, "at least 1"),
+        ([*SLURM, "--topology", "v5e:4x4"], 2, "--topology is for --target gke and queued-resources"),
+        ([*GKE, "--topology", "v5e:4x4", "--time", "24:00:00"], 2, "--time is for --target slurm"),
+        ([*GKE, "--topology", "v5e:4x4", "--keep", "1"], 2, "keep=1: at least 2"),
         (["--target", "ray", "--workdir", "x"], 2, "invalid choice"),
         ([*SLURM, "--submit"], 3, "sbatch is not on this machine"),
     ],
@@ -332,6 +335,18 @@ def test_bad_input_is_found_before_anything_is_paid_for(capsys, monkeypatch, arg
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
+
+
+def test_an_experiment_that_was_edited(tmp_path, capsys):
+    """In the image a path that is not there is the carried file of that name: another training."""
+    from dit_video.core.config import packaged_experiments
+
+    copy = tmp_path / "toyworld.py"
+    copy.write_text(packaged_experiments()["toyworld"].read_text())
+    argv = ["launch", str(copy), *GKE, "--topology", "v5e:4x4"]
+    assert main(argv) == 0 and "that the package carries" not in capsys.readouterr().err
+    copy.write_text(copy.read_text().replace("batch=32", "batch=64"))
+    assert main(argv) == 0 and "is not the toyworld that the package carries" in capsys.readouterr().err
 
 
 def test_templates_are_carried_by_the_package():

@@ -34,6 +34,29 @@ def test_constrain_without_a_mesh_is_the_identity():
     assert make_mesh(devices=jax.devices()[:1]).size == 1
 
 
+class Device(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def torus(x, y):
+    """Chips of v6e, wired as they are."""
+    about = {"platform": "tpu", "device_kind": "TPU v6 lite", "core_on_chip": 0, "process_index": 0, "slice_index": 0}
+    return [Device(id=i, coords=(i % x, i // x, 0), **about) for i in range(x * y)]
+
+
+@pytest.mark.parametrize(
+    "shape", [MeshShape(1, 16, 4, 1), MeshShape(1, 32, 2, 1), MeshShape(2, 32, 1, 1), MeshShape(1, 8, 8, 1)]
+)
+def test_a_part_of_a_side_of_the_slice(shape):
+    """JAX takes whole sides only, but on v5e: 4 of 8 x 8 are half of one."""
+    mesh = make_mesh(shape, torus(8, 8))
+    assert mesh.devices.shape == shape.resolve(64)
+    assert len({d.id for d in mesh.devices.flat}) == 64
+    for line in np.moveaxis(mesh.devices, 2, 0).reshape(mesh.shape["context"], -1).T:
+        places = np.array([d.coords for d in line])
+        assert np.ptp(places, axis=0).sum() < 8  # neighbours: within a block or a side
+
+
 def cluster(*shape, hosts, order="rows"):
     """A mesh of devices that are not here; `hosts` of equal size lie along it in this order."""
     number = np.arange(np.prod(shape)).reshape(shape, order="C" if order == "rows" else "F")

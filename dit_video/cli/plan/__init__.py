@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--topology", metavar="NAME", help="v5e:4x4, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ... (default: "
                         "the one that the experiment's docstring names); local: the devices here")  # fmt: skip
     parser.add_argument("--generate", action="store_true", help="plan for generating a clip instead of training")
-    parser.add_argument("--steps_per_clip", type=int, metavar="N", help="with --generate (default: the model's)")
+    parser.add_argument("--steps_per_clip", type=int, metavar="N", help="with --generate (default: 50)")
     parser.add_argument("--price", type=float, metavar="X", help="of a chip for an hour, in any currency")
     parser.add_argument("--no_search", action="store_true", help="do not look for a change that makes it fit")
     parser.set_defaults(overrides={})
@@ -49,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
     experiment = override(load_experiment(args.experiment), args.overrides)
     if args.price is not None and args.price <= 0:
         raise BadInput(f"--price {args.price:g}: more than 0")
+    steps = args.steps_per_clip
+    if steps is not None and (steps < 1 or not args.generate):
+        raise BadInput(f"--steps_per_clip {steps}: 1 or more" if args.generate else "--steps_per_clip: of --generate")
     where = None if args.topology == "local" else named_slice(args.experiment, args.topology)
 
     from dit_video.cli.plan.devices import local_target, slice_target
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.generate:
         from dit_video.cli.plan.generation import plan_generation
 
-        plan = plan_generation(experiment, target, args.steps_per_clip)
+        plan = plan_generation(experiment, target, **({} if steps is None else {"steps": steps}))
     else:
         from dit_video.cli.plan.predict import plan_training
 

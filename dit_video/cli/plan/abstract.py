@@ -19,10 +19,10 @@ from dit_video.models.vae import VAEConfig
 from dit_video.train.conditions import Batch
 from dit_video.train.denoise import Denoise
 from dit_video.train.experiment import Experiment
-from dit_video.train.lora import FineTune
+from dit_video.train.lora import FineTune, sized
 from dit_video.train.step import compiled_halves, layout, on, trained
 from dit_video.train.vae import Reconstruct
-from dit_video.weights.checkpoints import load_vae
+from dit_video.weights.checkpoints import load_vae, open_base
 from dit_video.weights.folder import load_model
 from dit_video.weights.place import placed
 
@@ -126,7 +126,12 @@ def filled(experiment: Experiment) -> Any:
     """The objective with the sizes that it takes from the model that it starts from."""
     objective = experiment.objective
     if isinstance(objective, FineTune):
-        return replace(objective, denoise=filled(replace(experiment, objective=objective.denoise)))
+        if experiment.init is None:
+            return replace(objective, denoise=filled(replace(experiment, objective=objective.denoise)))
+        start = open_base(experiment.init)
+        dit = sized(objective.denoise.dit, getattr(start, objective.part))
+        text = sized(objective.denoise.text, start.text)
+        return replace(objective, denoise=replace(objective.denoise, dit=dit, text=text))
     if isinstance(objective, Reconstruct):
         return objective if objective.vae else replace(objective, vae=load_vae(experiment.init)[0])
     if objective.dit and objective.text:

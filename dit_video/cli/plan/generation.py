@@ -26,6 +26,7 @@ from dit_video.diffusion.solvers import UniPC
 from dit_video.generate.decode import SLOTS
 from dit_video.generate.programs import Given, Programs
 from dit_video.models.dit import flops
+from dit_video.models.image_encoder import ImageConfig
 from dit_video.train.experiment import Experiment
 from dit_video.train.lora import FineTune
 from dit_video.weights.place import placed
@@ -33,12 +34,12 @@ from dit_video.weights.place import placed
 STEPS = 50  # the default of the Wan family
 
 
-def plan_generation(experiment: Experiment, target: Target, steps: int | None = None) -> Plan:
+def plan_generation(experiment: Experiment, target: Target, steps: int = STEPS) -> Plan:
     """A clip of the experiment's first bucket, with guidance, both branches in one batch."""
-    steps, objective = steps or STEPS, filled(experiment)
+    objective = filled(experiment)
     holder = objective.denoise if isinstance(objective, FineTune) else objective
     dit, bucket = replace(holder.dit, remat="none"), experiment.buckets[0]
-    vae = replace(vae_of(experiment, dit.in_channels), conv="direct", dtype="bfloat16")
+    vae = replace(vae_of(experiment, dit.out_channels), conv="direct", dtype="bfloat16")
     mesh = make_mesh(experiment.mesh, target.devices)
     programs = Programs(dit, vae, holder.text, mesh, experiment.rules)
     weights = {
@@ -52,6 +53,8 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
 
     t, h, w = 1 + (bucket.frames - 1) // vae.stride, bucket.height // vae.factor, bucket.width // vae.factor
     noise = shape(1, t, h, w, dit.out_channels)
+    frames = shape(1, t, h, w, dit.in_channels - dit.out_channels) if dit.in_channels > dit.out_channels else None
+    image = shape(2, dit.image_len or ImageConfig().tokens, dit.image_dim) if dit.image_dim else None
     hbm = {"parameters": sum(map(device_bytes, weights.values()))}
     every: list[Program] = []
 
@@ -70,10 +73,10 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
     try:
         ids = shape(2, holder.tokens, dtype=jnp.int32), shape(2, dtype=jnp.int32)
         text = make("text", programs.read, "text", *ids)
-        context = make("context", lambda dit, text: programs.context(dit, text, None), "dit", Text(*text))
+        context = make("context", programs.context, "dit", Text(*text), image)
         moment = Instant(shape(), shape())
         carry = placed_at(jax.eval_shape(partial(start, solver=solver), noise), whole)
-        given = Given(context, shape())
+        given = Given(context, shape(), beside=frames)
         step = programs.advance(solver, Guidance())
         make("step", lambda dit, *args: step(dit, *args, None), "dit", carry, moment, moment, given)
         piece = shape(1, SLOTS, h, w, vae.z)
@@ -86,7 +89,7 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
     hbm["activations"] = max(p.temporaries for p in every)
     hbm["total"] = hbm["parameters"] + max(p.arguments + p.temporaries + p.outputs for p in every)
     times = {"text": 1, "context": 1, "step": steps, "decode": math.ceil(t / SLOTS)}
-    parts = {p.name: target.costs(p) * times[p.name] for p in every}
+    parts = {p.name: target.costs(p, mesh) * times[p.name] for p in every}
     model = 2 * steps * flops(dit, (t, h, w), holder.tokens)
     tokens = int(np.prod([size // side for size, side in zip((t, h, w), dit.patch, strict=True)]))
     return Plan(

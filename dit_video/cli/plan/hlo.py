@@ -185,9 +185,9 @@ def _deep(computation: Computation, module: Module) -> list[Instruction]:
 def groups(instruction: Instruction, devices: int) -> tuple[int, ...]:
     """The first group of devices that take part in a collective together, as positions in the mesh."""
     rest = instruction.rest
-    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest)
-    if pairs:
-        return int(pairs[1]), int(pairs[2])
+    if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", rest):
+        sent = [(int(a), int(b)) for a, b in re.findall(r"(\d+),(\d+)", pairs[1])]
+        return next((pair for pair in sent if pair[0] != pair[1]), (0,))  # the others keep what they have
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
     if listed:
         return tuple(int(i) for i in listed[1].split(","))

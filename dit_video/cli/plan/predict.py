@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dit_video.cli.plan import abstract
 from dit_video.cli.plan.abstract import Program, device_bytes
-from dit_video.cli.plan.chips import Chip, Wiring, wiring
+from dit_video.cli.plan.chips import Chip, wiring
 from dit_video.cli.plan.costs import Cost, Efficiency, cost
 from dit_video.cli.plan.hlo import parse
 from dit_video.core.config import override
@@ -38,12 +39,11 @@ class Target:
     chip: Chip | None  # None: no data sheet, so memory only
     hbm: float
 
-    @property
-    def wiring(self) -> Wiring | None:
-        return self.chip and wiring(self.chip, self.devices)
-
-    def costs(self, program: Program) -> Cost:
-        return cost(parse(program.text), self.wiring, EFFICIENCY) if self.chip else Cost()
+    def costs(self, program: Program, mesh: Mesh) -> Cost:
+        """Of a program compiled for `mesh`, whose order of devices its collectives count in."""
+        if self.chip is None:
+            return Cost()
+        return cost(parse(program.text), wiring(self.chip, [*mesh.devices.flat]), EFFICIENCY)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _plan_training(experiment: Experiment, target: Target) -> Plan:
             whole = False
             break
         seconds += program.seconds
-        parts[program.name] = target.costs(program)
+        parts[program.name] = target.costs(program, run.mesh)
         # The update is given all of the state and the gradients; the first half has only a part of it as arguments.
         peaks.append(max(resident, program.arguments) + program.temporaries + program.outputs)
         activations = max(activations, program.temporaries)
@@ -175,7 +175,7 @@ def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
     dit = getattr(holder, "dit", None)
     shape = experiment.mesh
     if shape.data != 1:
-        total = "-1" if shape.data == -1 else str(shape.data * shape.fsdp)
+        total = "-1" if -1 in (shape.data, shape.fsdp) else str(shape.data * shape.fsdp)
         flags |= {"mesh.data": "1", "mesh.fsdp": total}
         yield so_far()
     if dit is not None:

@@ -88,6 +88,8 @@ def test_bytes_of_an_array(text, size, space):
         ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", (0, 2)),
         ("source_target_pairs={{1,3},{3,1}}", (1, 3)),
+        ("source_target_pairs={{0,0},{1,2},{2,1},{3,3}}", (1, 2)),  # the first that leaves its device
+        ("source_target_pairs={{0,0},{1,1}}", (0,)),
         ("", (0, 1, 2, 3, 4, 5, 6, 7)),
     ],
 )

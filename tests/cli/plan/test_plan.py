@@ -3,15 +3,19 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from dit_video.cli.main import main
 from dit_video.cli.plan import predict
+from dit_video.cli.plan.abstract import filled
 from dit_video.cli.plan.chips import CHIPS
 from dit_video.cli.plan.costs import Cost
 from dit_video.cli.plan.devices import slice_target
+from dit_video.cli.plan.generation import plan_generation
 from dit_video.cli.plan.predict import Plan, Target, changes, plan_training, refused
 from dit_video.core.config import load_experiment
 from dit_video.core.errors import MissingError
@@ -90,7 +94,9 @@ def test_changes_are_flags_that_an_experiment_takes():
     assert any(e.objective.denoise.dit.remat == "block" for _, e in found)
 
 
-@pytest.mark.parametrize("mesh", [MeshShape(1, 1, 4, 1), MeshShape(1, 4, 1, 1), MeshShape(2, 2, 1, 1)])
+@pytest.mark.parametrize(
+    "mesh", [MeshShape(1, 1, 4, 1), MeshShape(1, 4, 1, 1), MeshShape(2, 2, 1, 1), MeshShape(2, -1, 1, 1)]
+)
 def test_no_change_wants_other_devices(mesh):
     experiment = replace(load_experiment("wan_14b_v5p_32"), mesh=mesh, batch=4)
     for flags, changed in changes(experiment):
@@ -137,6 +143,37 @@ def test_without_the_compiler_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("dit_video.cli.plan.devices.find_spec", lambda name: None)
     with pytest.raises(MissingError, match="pip install"):
         slice_target(parse_slice("v5e:2x2"))
+
+
+def test_collectives_go_between_the_devices_of_the_mesh(monkeypatch):
+    """Its programs count devices in the mesh's order, which is not the slice's."""
+    mesh = SimpleNamespace(devices=np.array([[SimpleNamespace(coords=(i, 0, 0), core_on_chip=0) for i in (2, 0, 1)]]))
+    monkeypatch.setattr(predict, "parse", lambda text: None)
+    monkeypatch.setattr(predict, "cost", lambda module, wiring, efficiency: wiring)
+    target = Target("v5e:4x4", 16, [], CHIPS["v5e"], 16e9)
+    assert target.costs(SimpleNamespace(text=""), mesh).places == ((2, 0, 0, 0), (0, 0, 0, 0), (1, 0, 0, 0))
+
+
+def test_sizes_are_those_of_the_model_that_training_starts_from():
+    experiment = replace(load_experiment("wan_lora"), init="board")
+    dit, asked = filled(experiment).denoise.dit, experiment.objective.denoise.dit
+    assert (dit.heads, dit.depth) == (8, 6) != (asked.heads, asked.depth)
+    assert (dit.dtype, dit.remat) == (asked.dtype, asked.remat)
+
+
+def test_a_clip_from_a_given_frame():
+    """Image-to-video: frames as channels beside the noise, and a picture's tokens."""
+    experiment = load_experiment("wan_i2v_lora")
+    denoise = experiment.objective.denoise
+    sizes = {"heads": 2, "head_dim": 8, "depth": 2, "ffn_dim": 32, "freq_dim": 16, "text_dim": 16, "image_dim": 16}
+    text = TextConfig(vocab=768, width=16, heads=2, head_dim=8, ffn_dim=32, depth=1)
+    denoise = replace(denoise, dit=replace(denoise.dit, **sizes), text=text, tokens=8)
+    experiment = replace(
+        experiment, objective=replace(experiment.objective, denoise=denoise), buckets=(Bucket(17, 32, 32),), vae="board"
+    )
+    assert denoise.dit.in_channels > denoise.dit.out_channels
+    plan = plan_generation(experiment, here(1e12), 2)
+    assert plan.fits and plan.hbm["total"] > plan.hbm["parameters"] > 0
 
 
 @needs_compiler
