@@ -94,11 +94,20 @@ def _from_hub(name: str) -> Path:
 
 def read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes(), str(file))
     except FileNotFoundError:
         raise MissingError(f"{file} is missing: the model is not complete") from None
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+    """The fields of an object. Raises `BadInput`, which says where the text stands."""
+    try:
+        found = json.loads(text)
     except ValueError as error:
-        raise BadInput(f"{file} cannot be read: {error}") from None
+        raise BadInput(f"{where} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{where} cannot be read: it holds {type(found).__name__}, not named fields")
+    return found
 
 
 def verify_files(folder: Path) -> str:

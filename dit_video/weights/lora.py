@@ -9,7 +9,6 @@
 A file that does not fit the model whole is refused whole.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ import numpy as np
 from dit_video.core.errors import BadInput, MissingError, NonFinite
 from dit_video.core.log import log
 from dit_video.models.dit import DiTConfig
+from dit_video.weights.find import parse_json, read_json
 from dit_video.weights.model import Defaults, Model, shapes
 from dit_video.weights.names import Foreign, Stored, flatten, places, unflatten
 from dit_video.weights.names_dit import dit_table
@@ -135,7 +135,7 @@ def read_lora(source: str | Path, cfgs: Mapping[str, DiTConfig], part: str = "di
     wrong: list[str] = []
     changes = False
     for (name, module), keys in sorted(found.items()):
-        for kind, tensor, delta in _deltas(keys, shards, _scale(settings, name, module)):
+        for kind, tensor, delta in _deltas(keys, shards, _scale(settings, name, module, both)):
             target = targets[name].get((module, kind))
             if target is None:
                 unknown += keys.values()
@@ -172,7 +172,12 @@ def _deltas(keys: dict[str, str], shards: Shards, scale: float | None) -> list[t
         rank = len(down)
         if not rank:
             raise BadInput(f"{shards.source}: {keys['down']} has rank 0: this file is damaged or empty.")
-        own = float(read["alpha"]) / rank if "alpha" in read else by_config
+        if "alpha" in read and read["alpha"].size != 1:
+            sizes = shards.shapes[keys["alpha"]]
+            raise BadInput(
+                f"{shards.source}: {keys['alpha']} is {sizes}, and alpha is one number: this file is damaged."
+            )
+        own = read["alpha"].item() / rank if "alpha" in read else by_config
         out.append(("weight", keys["down"], Delta((), down, up, own, read.get("diff"))))
     elif "diff" in read:
         out.append(("weight", keys["diff"], Delta((), diff=read["diff"])))
@@ -203,26 +208,28 @@ def _settings(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    if path.is_file():
-        text = (safe_open(path, framework="numpy").metadata() or {}).get(METADATA)
-        if text:
-            return json.loads(text)
-    if beside.is_file():
-        return json.loads(beside.read_text(encoding="utf-8"))
-    return {}
+    text = (safe_open(path, framework="numpy").metadata() or {}).get(METADATA) if path.is_file() else None
+    if text:
+        return parse_json(text, f"{path}: {METADATA} in its header")
+    return read_json(beside) if beside.is_file() else {}
 
 
-def _scale(settings: Mapping[str, Any], part: str, module: str) -> float | None:
-    """alpha / rank of a module by PEFT's config; None where it says nothing."""
+def _scale(settings: Mapping[str, Any], part: str, module: str, both: bool) -> float | None:
+    """alpha / rank of a module by PEFT's config; None where it says nothing. both: the file names both experts, and
+    what it says of the first is not for the second."""
     folder = next(name for name, ours in EXPERTS.items() if ours == part)
-    get = lambda key: settings.get(f"{folder}.{key}", settings.get(key))  # noqa: E731
+    names = (f"{folder}.", *(() if both else ("transformer.",)), "")
+
+    def get(key: str) -> Any:
+        return next((settings[name + key] for name in names if name + key in settings), None)
+
+    def of_module(key: str, patterns: str) -> Any:  # the first that fits counts, as in PEFT
+        found = (get(patterns) or {}).items()
+        return next((value for pattern, value in found if re.fullmatch(rf"(.*\.)?({pattern})", module)), get(key))
+
     if get("lora_alpha") is None or not get("r"):
         return None
-    rank, alpha = get("r"), get("lora_alpha")
-    for pattern, value in (get("rank_pattern") or {}).items():
-        rank = value if re.fullmatch(rf"(.*\.)?{pattern}", module) else rank
-    for pattern, value in (get("alpha_pattern") or {}).items():
-        alpha = value if re.fullmatch(rf"(.*\.)?{pattern}", module) else alpha
+    rank, alpha = of_module("r", "rank_pattern"), of_module("lora_alpha", "alpha_pattern")
     return alpha / (rank**0.5 if get("use_rslora") else rank)
 
 

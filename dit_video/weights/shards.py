@@ -20,6 +20,11 @@ DTYPES = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }  # fmt: skip
+COUNTS = DTYPES | {  # what a LoRA's alpha may be stored as, too
+    f"{sign}{bits}": np.dtype(f"{kind}{bits}")
+    for sign, kind in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHARD = 5 * 10**9  # bytes in a file
 
@@ -52,12 +57,13 @@ class Shards:
                 kinds[name], listed[name] = piece.get_dtype(), file.name
         if index is not None:
             _check_index(self.source, index, listed)
-        if strange := sorted(name for name, kind in kinds.items() if kind not in DTYPES):
+        read = {name: COUNTS if name.endswith(".alpha") else DTYPES for name in kinds}
+        if strange := sorted(name for name, kind in kinds.items() if kind not in read[name]):
             raise BadInput(
                 f"{self.source}: {strange[0]} and {len(strange) - 1} more are stored as {kinds[strange[0]]}; read are "
                 f"{', '.join(DTYPES)}. Take the checkpoint in one of those."
             )
-        self.dtypes = {name: DTYPES[kind] for name, kind in kinds.items()}
+        self.dtypes = {name: read[name][kind] for name, kind in kinds.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, a copy. Raises `BadInput` for a damaged file."""

@@ -95,6 +95,60 @@ def test_alpha_in_pefts_config(model, halves, tmp_path):
     close(merged, flat)
 
 
+def test_what_is_said_of_the_only_denoiser_holds_for_the_second_too(model, halves, tmp_path):
+    """As in diffusers with load_into_transformer_2. Where a file names both experts, each has its own."""
+    file, config = tmp_path / "low.safetensors", {"transformer.r": 2, "transformer.lora_alpha": 8}
+    tensors, metadata = written(halves, "diffusers"), {"lora_adapter_metadata": json.dumps(config)}
+    save_file(tensors, file, metadata)
+    second = replace(model, params=model.params | {"dit": model.params["dit_2"]})
+    close(merge_files(model, [f"{file}@2"]).params["dit_2"], sums(second, halves, 4.0))
+    both = tensors | {name.replace("transformer.", "transformer_2."): x for name, x in tensors.items()}
+    save_file(both, file, metadata)
+    merged = merge_files(model, [str(file)]).params
+    close(merged["dit"], sums(model, halves, 4.0))
+    close(merged["dit_2"], sums(second, halves, 1.0))
+
+
+def test_the_first_pattern_that_fits_counts(model, halves, tmp_path):
+    patterns = {"attn1.to_q|attn2.to_v": 2, "to_q": 16, "xx|net.2": 16, "fn.net.2": 32}
+    config = {"r": 4, "lora_alpha": 4, "alpha_pattern": patterns, "rank_pattern": {"ffn.net.2": 2, "net.2": 8}}
+    save_file(
+        written(halves, "diffusers"), tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps(config)}
+    )
+    merged = merge(model.params["dit"], read_lora(tmp_path / "lora.safetensors", {"dit": model.dit})["dit"], model.dit)
+    flat = sums(model, halves, 1.0)
+    for module, scale in (("attn1.to_q", 0.5), ("attn2.to_v", 0.5), ("ffn.net.2", 8.0)):
+        some = {name: half for name, half in halves.items() if name.endswith(module)}
+        flat[PATHS[module]] = sums(model, some, scale)[PATHS[module]]
+    close(merged, flat)
+
+
+@pytest.mark.parametrize("alpha", [np.ones(1, np.float32), np.int64(1), np.ones((1, 1), np.int32)])
+def test_alpha_is_one_number_however_it_is_stored(model, halves, alpha, tmp_path):
+    file, tensors = tmp_path / "lora.safetensors", written(halves, "kohya", 1.0)
+    some = {name: np.asarray(x * alpha, np.asarray(alpha).dtype) for name, x in tensors.items() if "alpha" in name}
+    save_file(tensors | some, file)
+    close(merge_files(model, [str(file)]).params["dit"], sums(model, halves, 1.0))
+    name = next(iter(some))
+    save_file(tensors | {name: np.ones(2, np.float32)}, file)
+    with pytest.raises(BadInput, match=rf"{name} is \(2,\), and alpha is one number"):
+        merge_files(model, [str(file)])
+
+
+@pytest.mark.parametrize("text, why", [("{r: 4}", "Expecting"), ("[4]", "it holds list, not named fields")])
+def test_a_config_of_peft_that_cannot_be_read(model, halves, text, why, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    save_file(written(halves, "peft"), file, {"lora_adapter_metadata": text})
+    with pytest.raises(
+        BadInput, match=rf"lora\.safetensors: lora_adapter_metadata in its header cannot be read: {why}"
+    ):
+        merge_files(model, [str(file)])
+    save_file(written(halves, "peft"), file)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(BadInput, match=rf"adapter_config\.json cannot be read: {why}"):
+        merge_files(model, [str(file)])
+
+
 def test_a_folder_of_peft_has_its_alpha(model, halves, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
     save_file(written(halves, "peft"), tmp_path / "adapter_model.safetensors")
