@@ -32,7 +32,7 @@ from dit_video.weights import names_dit, names_image, names_text, names_vae
 from dit_video.weights.find import INDEX, MANIFEST, ON_BOARD, find_model, manifest, read_json, verify_files
 from dit_video.weights.model import Config, Defaults, Model, shapes, weight_dtype
 from dit_video.weights.names import Table, flatten, foreign, leaves, unflatten
-from dit_video.weights.released import SOLVERS, with_defaults
+from dit_video.weights.released import PREDICTIONS, SETTINGS, with_defaults
 from dit_video.weights.shards import DTYPES as STORED_DTYPES
 from dit_video.weights.shards import SHARD, Shards, differing, write
 
@@ -57,9 +57,6 @@ CLASSES["dit_2"] = CLASSES["dit"]
 DTYPES = {str(kind): kind for kind in STORED_DTYPES.values()}
 # The fields of DiTConfig that are constants in diffusers.
 DIT_CONSTANTS = ("text_len", "rope_theta")
-# What the denoiser puts out -> what a scheduler of diffusers calls it.
-PREDICTIONS = {"velocity": "flow_prediction", "data": "sample"}
-
 
 # Config -> the name table of the reference's class, and the reference's config there and back.
 _FAMILIES = {
@@ -320,11 +317,16 @@ def _config(folder: Path, part: str) -> Any:
 
 
 def _scheduler(file: Path) -> dict[str, Any]:
-    """Raises `BadInput` for a scheduler of another class, or of a prediction that is not read."""
+    """Raises `BadInput` for a scheduler of another class, and for a setting of one that no solver here has."""
     config = read_json(file)
     kind = config.get("_class_name", "UniPCMultistepScheduler")
-    if kind not in SOLVERS:
-        raise BadInput(f"{file}: {kind!r} is not known; {', '.join(SOLVERS)} are")
-    if (said := config.get("prediction_type", "flow_prediction")) not in PREDICTIONS.values():
-        raise BadInput(f"{file}: prediction_type {said!r} is not read; {', '.join(PREDICTIONS.values())} are")
+    if kind not in SETTINGS:
+        raise BadInput(f"{file}: {kind!r} is not known; {', '.join(SETTINGS)} are")
+    for key in sorted(SETTINGS[kind].keys() & config.keys()):
+        if config[key] not in (there := SETTINGS[kind][key]):
+            values = " or ".join(json.dumps(value) for value in there)
+            raise BadInput(
+                f"{file}: {key} is {json.dumps(config[key])}, and this solver has {values}. Set that, if frames that "
+                "differ from those of diffusers will do."
+            )
     return config

@@ -5,7 +5,6 @@ diffusers. VAE, text encoder and tokenizer are pickles there, which are not read
 (`--base`) gives those.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,11 +14,12 @@ from typing import Any
 
 from dit_video.core.errors import BadInput
 from dit_video.models.dit import DiTConfig
-from dit_video.weights.find import INDEX, find_model
+from dit_video.weights.find import INDEX, find_model, read_json
 from dit_video.weights.folder import open_model, open_part
 from dit_video.weights.model import Model, shapes
 from dit_video.weights.names import Table, leaves, unflatten
 from dit_video.weights.names_dit import dit_table, from_diffusers
+from dit_video.weights.released import as_released
 from dit_video.weights.shards import Shards
 
 # diffusers -> original, the first that fits is taken, piece by piece of a name from left to right.
@@ -102,7 +102,7 @@ def open_denoiser(source: Path) -> tuple[DiTConfig, dict[str, Any]]:
     """A denoiser alone, in the original format or in that of diffusers: its sizes, and its parameters as a tree of
     `Stored`. Raises as `weights.folder.open_part`."""
     file = source / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
     if "num_attention_heads" in config:
         cfg = from_diffusers(config)
         return cfg, open_part(source, cfg)
@@ -127,7 +127,7 @@ def find_source(source: str | Path) -> Path:
 
 def open_any(source: Path, base: str | Path | None = None) -> Model:
     """A model folder, or a denoiser alone (a file, a folder, a folder with one for each expert), which takes all else
-    from `base`. Nothing is read yet.
+    from `base`; where it is of another size, defaults and shift are those of its own release. Nothing is read yet.
 
     Raises `BadInput` for a denoiser without a base, or one that does not fit it; and as `open_model`.
     """
@@ -154,5 +154,10 @@ def open_any(source: Path, base: str | Path | None = None) -> Model:
             differ.append(f"{'a' if cfg.vace_layers else 'no'} control branch")
         if differ:
             raise BadInput(f"{source} has {', '.join(differ)}, and --base {base} has not: take a base of the same kind")
+    configs = {part: cfg for part, (cfg, _) in parts.items()}
     params = model.params | {part: params for part, (_, params) in parts.items()}
-    return replace(model, params=params, name=str(source), digest="", **{part: cfg for part, (cfg, _) in parts.items()})
+    opened = replace(model, params=params, name=str(source), digest="", **configs)
+    if all((cfg.heads, cfg.depth) == (getattr(model, part).heads, getattr(model, part).depth)
+           for part, cfg in configs.items()):  # fmt: skip
+        return opened
+    return as_released(opened)

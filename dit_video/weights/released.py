@@ -6,7 +6,7 @@ diffusers has constants for the rest. A model is told by its structure. Sources:
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dit_video.core.log import log
 from dit_video.weights.model import Defaults, Model
@@ -57,6 +57,30 @@ SOLVERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
+# What the denoiser puts out -> what a scheduler of diffusers calls it.
+PREDICTIONS = {"velocity": "flow_prediction", "data": "sample"}
+_OFF = (False, None)
+_ANY = {
+    "prediction_type": tuple(PREDICTIONS.values()), "num_train_timesteps": (1000,), "use_karras_sigmas": _OFF,
+    "use_exponential_sigmas": _OFF, "use_beta_sigmas": _OFF,
+}  # fmt: skip
+_MULTISTEP = _ANY | {
+    "solver_order": (2,), "use_flow_sigmas": (True,), "final_sigmas_type": ("zero",), "thresholding": _OFF,
+}  # fmt: skip
+# Class of a scheduler -> the settings that change what it does to a flow: the values that our solver has.
+SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "UniPCMultistepScheduler": _MULTISTEP | {
+        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # the names of other solvers' mean the first there, too
+        "predict_x0": (True,), "lower_order_final": (True,), "disable_corrector": ([],), "solver_p": (None,),
+        "use_dynamic_shifting": _OFF, "shift_terminal": _OFF,
+    },
+    "FlowMatchEulerDiscreteScheduler": _ANY | {
+        "use_dynamic_shifting": _OFF, "shift_terminal": _OFF, "stochastic_sampling": _OFF, "invert_sigmas": _OFF,
+    },
+    "DPMSolverMultistepScheduler": _MULTISTEP | {
+        "algorithm_type": ("dpmsolver++",), "solver_type": ("midpoint", "bh1", "bh2", "logrho"), "use_lu_lambdas": _OFF,
+    },
+}  # fmt: skip
 
 
 def release(model: Model) -> Release:
@@ -81,3 +105,12 @@ def with_defaults(model: Model) -> Model:
     solver = SOLVERS[model.scheduler.get("_class_name", "UniPCMultistepScheduler")]
     log.debug("%s is %s: guidance %g and %s", model.name, name, defaults.guidance, defaults.guidance_2)
     return replace(model, defaults=replace(defaults, solver=solver))
+
+
+def as_released(model: Model) -> Model:
+    """The model with the defaults of its release and a scheduler of its shift, whatever it had."""
+    name, defaults = release(model)
+    shift = defaults.shift or CONVERTERS_SHIFT
+    key = "shift" if "shift" in model.scheduler else "flow_shift"
+    log.info("%s: sampled as %s, with shift %g and guidance %g", model.name, name, shift, defaults.guidance)
+    return with_defaults(replace(model, scheduler=model.scheduler | {key: shift}))

@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.weights import released
 from dit_video.weights.folder import save_model
+from dit_video.weights.model import Defaults
 from dit_video.weights.names import flatten, to_foreign
 from dit_video.weights.names_dit import dit_table
 from dit_video.weights.original import config_of, open_any, original_name, original_table
@@ -71,6 +73,20 @@ def test_a_denoiser_alone(name, prefix, tmp_path):
         open_any(tmp_path / "wan.safetensors")
     with pytest.raises(BadInput, match="is whole"):
         open_any(base, base)
+
+
+def test_a_denoiser_of_another_size_is_sampled_as_its_own_release(tmp_path, monkeypatch):
+    base = replace(wide("t2v"), defaults=Defaults(shift=8.0, guidance=6.0))
+    larger = replace(base.dit, heads=2)
+    mine = released._wan("a larger one", sizes=released._720, shift=5.0)
+    monkeypatch.setitem(released.RELEASES, ("WanPipeline", 2, larger.in_channels, 1), mine)
+    folder = save_model(base, tmp_path / "base")
+    model = replace(base, dit=larger, params={"dit": made["miniature"]["random_weights"](larger, 1)})
+    for name, one in (("same", base), ("larger", model)):
+        save_file(checkpoint(one), tmp_path / f"{name}.safetensors")
+    assert open_any(tmp_path / "same.safetensors", folder).defaults == base.defaults
+    opened = open_any(tmp_path / "larger.safetensors", folder)
+    assert (opened.defaults, opened.scheduler["flow_shift"]) == (mine.defaults, 5.0)
 
 
 def test_two_experts_in_a_folder(tmp_path):
