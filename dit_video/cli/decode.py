@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(path.parent)
     prepare_jax(args.device)
 
-    from dit_video.generate.decode import Tiles, decode_frames, tiles_for
+    from dit_video.generate.decode import Tiles, decode_frames, how_decoded, tiles_for
     from dit_video.generate.film import write_frames
     from dit_video.generate.pipeline import VideoPipeline
 
@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
             f"{source}: latents of {latents.shape[-1]} channels, and the VAE of {pipe.model.name} has "
             f"{pipe.model.vae.z}. Give the --model that they were made with."
         )
-    if model.get("hash") not in (None, pipe.hash) and not about.get("lora"):  # adapters leave the VAE as it is
+    # adapters leave the VAE as it is
+    if other := not about.get("lora") and model.get("hash") and model["hash"] != pipe.hash:
         log.warning("these latents are of another model (%s): colours and shapes may be off", model["hash"])
     if about.get("steps_done") is not None:
         log.warning("these latents are not finished: %s", about["steps_done"])
@@ -69,14 +70,19 @@ def run(args: argparse.Namespace) -> int:
     shown = sum(max(0, 1 + (len(s.latents) - 1) * pipe.model.vae.stride - s.skip - s.drop) for s in strips)
     if shown != about.get("num_frames", shown):  # footage that it was made from is not in them, or they are unfinished
         about = about | {"num_frames": shown, "decoded_from": str(source)}
-    tiles, slots = tiles_for(pipe.model.vae, height, width, pipe.memory)
-    if args.tile:
+    vae, tiles, slots = pipe.params["vae"], None, 1  # the one part that is wanted: room for others is free
+    if args.tile is None:
+        tiles, slots = tiles_for(pipe.model.vae, height, width, pipe.free())
+    else:
         tiles = Tiles(args.tile, args.tile, args.overlap)
+    about = about | {"decoded": how_decoded(tiles, slots)}
+    about["decoded"] |= {"model": {"name": pipe.model.name, "hash": pipe.hash}} if other else {}
+    about["decoded"] |= {"dtype": pipe.dtype} if about.get("dtype", pipe.dtype) != pipe.dtype else {}
     progress = Progress(not args.quiet)
 
     def frames():
         for strip in strips:
-            for piece in decode_frames(pipe.programs, pipe.params["vae"], strip, tiles, slots):
+            for piece in decode_frames(pipe.programs, vae, strip, tiles, slots):
                 yield from piece
 
     with progress.phase("decode"):

@@ -27,7 +27,7 @@ ASKED = (
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",
-    "frames_sha256", "seconds", "weights", "lora", "strength",
+    "frames_sha256", "seconds", "weights", "lora", "strength", "decoded",
 )  # fmt: skip
 # Of what else a clip was given, each with where it is from: what that is, and what was said of how to use it.
 GIVEN = {"image": "picture", "reference": "picture", "extend": "footage", "video": "footage", "mask": "mask"}
@@ -119,6 +119,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
 
     from dit_video.diffusion.noise import clip_noise
     from dit_video.generate.clip import frames_sha256
+    from dit_video.generate.decode import Tiles
     from dit_video.generate.pipeline import VideoPipeline
     from dit_video.generate.request import resolve
     from dit_video.generate.shots import OPENING
@@ -136,8 +137,11 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
             "Give --model with a folder that holds those weights."
         )
     clip, batch = metadata.get("clip", 0), metadata.get("batch") or [metadata["prompt"]]
-    request, size = resolve(pipe.model, batch, memory=pipe.memory, **given), len(batch)
-    if pipe.whole(request):
+    # As it was decoded then, where that is known, whatever memory is free now.
+    decoded = metadata.get("decoded")
+    memory = None if decoded else pipe.memory
+    request, size = resolve(pipe.model, batch, memory=memory, **given), len(batch)
+    if decoded in (None, "whole") and pipe.whole(request):
         # The whole batch that it was a part of: a matrix product rounds by its shape.
         place = clip % size
         shape = pipe.model.vae.latent_shape(request.num_frames, request.height, request.width)[1:]
@@ -147,8 +151,10 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
         made = pipe.run(request, latents=np.concatenate(noise, 1)).clips[place]
         frames, now = made.frames, made.metadata
     else:
-        request = resolve(pipe.model, [metadata["prompt"]] * (clip + 1), memory=pipe.memory, **given)
+        request = resolve(pipe.model, [metadata["prompt"]] * (clip + 1), memory=memory, **given)
         film = pipe.film(request, clip)
+        if isinstance(decoded, dict):
+            film.slots, film.tiles = decoded["slots"], decoded["tiles"] and Tiles(*decoded["tiles"])
         frames, now = np.stack(list(film.frames())), film.metadata
     found = frames_sha256(frames)
     return {
@@ -170,7 +176,7 @@ def arguments(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, A
         given["num_frames"] += 1  # a loop's last frame is its first, and is not shown
     if long := metadata.get("long"):
         given |= {"long": long["mode"], "noise_order": long["noise"]}
-        given |= {name: long[name] for name in ("window", "overlap", "rope")}
+        given |= {name: long.get(name) for name in ("window", "overlap", "rope")}
     sources = metadata.get("given") or ([{"frame": 0} | metadata["image"]] if metadata.get("image") else [])
     kinds = [next((kind for kind in GIVEN if kind in source), None) for source in sources]
     known = {*ASKED, *TOLD, "image", "long", *([] if None in kinds else ["given"])}
@@ -221,9 +227,11 @@ def find_given(args: argparse.Namespace, what: str, name: str, now: str | None) 
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of versions and devices is not as it was."""
+    """What of versions and devices is not as it was, and of how many clips were made at once and how decoded."""
     pairs = [(f"versions.{name}", then.get("versions", {}).get(name), x) for name, x in now["versions"].items()]
     pairs += [("devices", then.get("devices"), now["devices"])]
+    pairs += [("decoded", then.get("decoded", now["decoded"]), now["decoded"])]
+    pairs += [("clips at once", *(len(about.get("batch") or [0]) for about in (then, now)))]
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.types import Latent, Time
 from dit_video.diffusion.guidance import Velocity
 
@@ -73,15 +73,20 @@ class Curve:
 
 def measured(runs: Iterable[tuple[Float[np.ndarray, "n"], Sequence[np.ndarray]]]) -> Curve:
     """The curve of a model from runs of several prompts: the times of the steps, and the velocity at each (a run's
-    velocities follow one path). Runs must have the same times."""
+    velocities follow one path). Runs must have the same times. Raises NonFinite where a velocity is zero or is not
+    finite: nothing can be told of the next."""
     runs = list(runs)
     if not runs or len(runs[0][0]) < 2:
         raise BadInput("measuring a cache wants a run of at least two steps.")
     times, changes, scales = runs[0][0], [], []
     for _, velocities in runs:
         pairs = list(pairwise(np.asarray(v, np.float64) for v in velocities))
-        s = [(b * a).sum() / (a * a).sum() for a, b in pairs]
-        changes.append([np.linalg.norm(b - k * a) / np.linalg.norm(b) for (a, b), k in zip(pairs, s, strict=True)])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            s = [(b * a).sum() / (a * a).sum() for a, b in pairs]
+            change = [np.linalg.norm(b - k * a) / np.linalg.norm(b) for (a, b), k in zip(pairs, s, strict=True)]
+        if not np.isfinite([s, change]).all():
+            raise NonFinite("measuring a cache: a step's velocity is zero, NaN or infinite. Use --cache off.")
+        changes.append(change)
         scales.append(np.log(np.maximum(s, 1e-3)))
     columns = (np.append(0.0, np.cumsum(np.mean(a, 0))) for a in (changes, scales))
     return Curve(*(tuple(round(float(x), 5) for x in column) for column in (times, *columns)))

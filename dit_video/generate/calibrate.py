@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dit_video.diffusion.cache import Curve, measured
+from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.schedule import Schedule
+from dit_video.generate.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from dit_video.generate.pipeline import VideoPipeline
@@ -17,10 +19,12 @@ STEPS = 32
 
 
 def calibrate(pipe: "VideoPipeline", requests: "Sequence[Request]", steps: int = STEPS) -> Curve:
-    """The curve of a model, from the first clip of each request. `weights.model.Defaults.cache` keeps its rows."""
+    """The curve of a model, from the first clip of each request, with plain guidance. `weights.model.Defaults.cache`
+    keeps its rows. What stops it is raised as itself: there are no latents that a user would want."""
     runs = []
     for asked in requests:
         request = replace(asked, prompts=asked.prompts[:1], num_inference_steps=steps, solver="euler", cache="off")
+        request = replace(request, guidance=asked.guidance and Guidance())
         flow = Schedule(steps, request.shift, "euler").instants().flow
         times: list[float] = []
         velocities: list[Any] = []
@@ -32,7 +36,10 @@ def calibrate(pipe: "VideoPipeline", requests: "Sequence[Request]", steps: int =
                 times.append(t / 1000)
                 velocities.append((now["latents"] - now["data"]) / flow[step + 1])
 
-        pipe.run(request, callback=note, output_type="latent")
+        try:
+            pipe.run(request, callback=note, output_type="latent")
+        except Unfinished as error:
+            raise error.cause(str(error)) from None
         runs.append((np.array(times), velocities))
     return measured(runs)
 

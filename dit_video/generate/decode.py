@@ -7,7 +7,7 @@ the values of the whole, too (`core.mesh.over_frames`).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -41,6 +41,11 @@ class Strip(NamedTuple):
     latents: Float[np.ndarray, "t h w z"]
     skip: int = 0  # in front
     drop: int = 0  # at the end
+
+
+def how_decoded(tiles: Tiles | None, slots: int) -> dict[str, Any]:
+    """For a clip's metadata: slots at once, tiles as (height, width, overlap). Both round in their own way."""
+    return {"slots": slots, "tiles": tiles and [*astuple(tiles)]}
 
 
 def strips_of(latents: Float[np.ndarray, "t h w z"], metadata: dict[str, Any]) -> list[Strip]:

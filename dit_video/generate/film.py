@@ -15,7 +15,7 @@ from dit_video.core.errors import NonFinite
 from dit_video.core.log import Progress
 from dit_video.data.video import VideoWriter
 from dit_video.generate.clip import check_free, check_writable, save_latents, write_json
-from dit_video.generate.decode import Strip, Tiles, decode_frames
+from dit_video.generate.decode import Strip, Tiles, decode_frames, how_decoded
 from dit_video.generate.unfinished import Unfinished, unfinished
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Film:
             "num_frames": sum(lengths) + around,
             "strips": strips,
             "batch": [self.about["prompt"]],
+            "decoded": how_decoded(self.tiles, self.slots),
             "frames_sha256": None,
         }
         return self.about | made

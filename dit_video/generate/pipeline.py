@@ -84,7 +84,7 @@ class VideoPipeline:
         self.rules, self.show = rules, progress
         self.programs = self._programs(self.model.dit)
         self.keep = keep = keep or self.dtype
-        number, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self._free
+        number, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self.free
         self.params = Held(model.params, lambda part: self._place(part, keep, offload), number, free)
         self.load_seconds = 0.0
         self.lora: tuple[str, ...] = ()  # what was merged into the weights, for the metadata
@@ -118,10 +118,11 @@ class VideoPipeline:
     @property
     def memory(self) -> int | None:
         """Bytes that are free where this pipeline computes, when its weights are there."""
-        free = self._free()
+        free = self.free()
         return None if free is None else max(0, free - self.params.to_come)
 
-    def _free(self) -> int | None:
+    def free(self) -> int | None:
+        """Bytes that are free there now."""
         return free_memory(None if self.mesh is None else self.mesh.devices.flat[0])
 
     def _programs(self, dit: DiTConfig) -> Programs:
@@ -175,8 +176,9 @@ class VideoPipeline:
         with n pictures in `reference`, n slots more in front. `guidance_scale_2` is the second denoiser's, where there
         are two; left out, it is `guidance_scale`.
         `prompt_at`: [(seconds, prompt), ...], what is to be seen from then on.
-        `callback_on_step_end(pipe, step, t, {"latents": x, "data": d})` is called after each step with t in 0..1000 and
-        d what x is on the way to; it may return {"latents": ...} to go on from or {"stop": True}, and may raise.
+        `callback_on_step_end(pipe, step, t, {"latents": x, "data": d, "clips": n})` is called after each step with t in
+        0..1000, d what x is on the way to and n the numbers of its clips; it may return {"latents": ...} to go on from
+        or {"stop": True}, and may raise.
         `more`: the other flags of `dit-video generate`, by their names; `keyframes` is {frame: picture}.
 
         Raises BadInput before anything is computed, NonFinite with the step, Unfinished when latents exist but frames
@@ -215,6 +217,7 @@ class VideoPipeline:
         parts = -(-count // AT_ONCE) if whole else count
         size = -(-count // parts)
         clips: list[Clip] = []
+        about = [self.about(request, clip) for clip in range(count)]  # now: hashing weights takes long, and may fail
         for first in range(0, count, size):
             # the last part is filled up: one shape, one compile
             which = [min(first + i, count - 1) for i in range(size)]
@@ -239,11 +242,11 @@ class VideoPipeline:
             for i, clip in enumerate(which[: count - first]):
                 shown = np.zeros((0, request.height, request.width, 3), np.uint8) if frames is None else frames[i]
                 # Sampled at once: a matrix product rounds by its shape, so the same frames take the same batch.
-                about = self.about(request, clip) | {"batch": [request.prompts[i] for i in which]}
-                about |= film.metadata if film else {}
-                about |= {} if latents is None else {"latents": "given"}
-                about["frames_sha256"] = frames_sha256(shown) if len(shown) else None
-                clips.append(Clip(shown, request.fps, about, made[i]))
+                told = about[clip] | {"batch": [request.prompts[i] for i in which], "decoded": "whole"}
+                told |= film.metadata if film else {}
+                told |= {} if latents is None else {"latents": "given"}
+                told["frames_sha256"] = frames_sha256(shown) if len(shown) else None
+                clips.append(Clip(shown, request.fps, told, made[i]))
         for clip in clips:
             clip.metadata["seconds"] = self.seconds(progress)
         return Output(clips, request.seed, output_type)
@@ -280,6 +283,7 @@ class VideoPipeline:
         vae, given = self.model.vae, request.given
         size = request.height // vae.factor, request.width // vae.factor
         tiles, slots = tiles_for(vae, *size, request.memory, partial(self.programs.parts, 1))
+        about = self.about(request, clip)
         sampler, strips = self._sampler(request, [clip], noise, callback, progress), []
         try:
             for shot in request.shots(vae.stride):
@@ -306,7 +310,7 @@ class VideoPipeline:
                 raise
             raise stopped from error
         strips[-1] = strips[-1]._replace(drop=given.drop)
-        return Film(self, request, strips, self.about(request, clip), tiles, slots, progress)
+        return Film(self, request, strips, about, tiles, slots, progress)
 
     def _sampler(self, request: Request, which: list[int], noise: Any, callback: Any, progress: Progress) -> Sampler:
         """A sampler with its conditions encoded and its cache planned."""

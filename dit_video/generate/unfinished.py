@@ -17,7 +17,7 @@ class Unfinished(DitVideoError):
 
     def __init__(self, message: str, cause: type[DitVideoError], latents: np.ndarray, request: "Request"):
         super().__init__(message)
-        self.exit_code, self.latents, self.request = cause.exit_code, latents, request
+        self.exit_code, self.cause, self.latents, self.request = cause.exit_code, cause, latents, request
         self.clips: list[Any] = []
         self.kept: Path | None = None  # the latents' file, where they are in one
         self.strips: list[list[int]] = []  # where streams end in the latents, as in a clip's metadata

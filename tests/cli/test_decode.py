@@ -1,6 +1,7 @@
 """`dit-video decode`: the frames that `generate` made of the same latents, and what is told of other files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,29 @@ def test_latents_of_another_kind_of_vae(model, here, capsys):
     assert main(["decode", "wide.npz", "--model", model]) == 2
     assert "latents of 5 channels, and the VAE of" in capsys.readouterr().err
     assert not list(here.glob("wide.[mj]*"))
+
+
+def test_memory_is_counted_for_the_vae_alone(model, tiny, here, capsys, monkeypatch):
+    """No denoiser comes, so none is kept room for; with --tile nothing is counted. What another model or dtype has done
+    is told."""
+    from dit_video.generate import held, pipeline
+    from dit_video.generate.decode import piece_bytes
+
+    monkeypatch.setattr(held, "LARGE", 1)
+    room = piece_bytes(replace(tiny.vae, conv="folded"), 4, 4)
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: room)
+    made = {"model": {"name": "another", "hash": "0123456789ab"}, "dtype": "bfloat16"}
+    np.savez(here / "a.latents.npz", latents=np.zeros((2, 4, 4, 4), np.float32), metadata=np.array(json.dumps(made)))
+    line = ["decode", "a.latents.npz", "--model", model]
+    decoded = lambda: json.loads((here / "a.json").read_text())["decoded"]  # noqa: E731
+    assert main(line) == 0
+    assert (decoded()["slots"], decoded()["tiles"], decoded()["dtype"]) == (4, None, "float32")
+    assert decoded()["model"]["hash"] not in ("", "0123456789ab")
+    monkeypatch.setattr(pipeline, "free_memory", lambda device: 0)
+    assert main([*line, "--force"]) == main([*line, "--force", "--tile", "0"]) == 2
+    assert "0 are free" in (told := capsys.readouterr().err) and "tiles of 0x0 latents" in told
+    assert main([*line, "--force", "--tile", "3", "--overlap", "1"]) == 0
+    assert decoded()["tiles"] == [3, 3, 1]
 
 
 def test_the_hash_is_of_all_frames():

@@ -14,6 +14,8 @@ from dit_video.cli import generate
 from dit_video.cli import inspect as inspect_verb
 from dit_video.cli.main import main
 from dit_video.data.video import write_video
+from dit_video.generate.decode import Tiles
+from dit_video.generate.pipeline import VideoPipeline
 from dit_video.weights.folder import save_model
 
 PROMPT = "a red circle moves right"
@@ -118,6 +120,24 @@ def test_made_of_footage_again(here, inspect, capsys, flags):
     assert code == 0, err or report["rerun"]
     (here / "one.mp4").unlink()
     assert inspect("new_1.mp4", "--rerun")[0] == (3 if "one.mp4" in flags else 0)
+
+
+def test_decoded_as_it_was_then(here, inspect, capsys, monkeypatch):
+    """The second of two clips of one prompt with a time line, made when memory was scarce: tiles blend, and round in
+    their own way."""
+    with monkeypatch.context() as scarce:
+        scarce.setattr(VideoPipeline, "whole", lambda *_: False)
+        scarce.setattr("dit_video.generate.pipeline.tiles_for", lambda *_: (Tiles(3, 3, 1), 1))
+        line = ["--num_frames", "9", "--num_inference_steps", "1", "--num_videos_per_prompt", "2", "--seed", "3"]
+        line += ["--prompt_at", "0.5", "a blue star", "--quiet", "--output", "new.gif"]
+        assert main(["generate", PROMPT, "--model", "model", *line]) == 0
+    capsys.readouterr()
+    code, report, _ = inspect("new_1.gif", "--rerun")
+    assert (code, report["metadata"]["decoded"]) == (0, {"slots": 1, "tiles": [3, 3, 1]})
+    assert report["rerun"]["changed"] == []
+    name = rewrite(here / "new_1.gif", decoded={"slots": 1, "tiles": [3, 3, 1], "dtype": "bfloat16"})
+    told = inspect_verb.changes(json.loads((here / name).read_text()), report["metadata"])
+    assert len(told) == 1 and told[0].startswith("decoded: {'slots': 1")
 
 
 def test_made_with_an_adapter_again(here, inspect, capsys):

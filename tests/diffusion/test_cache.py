@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, NonFinite
 from dit_video.diffusion.cache import CACHING, Caching, Curve, Reuse, cached, caching_named, empty, measured, reuses
 from dit_video.diffusion.sample import start
 from dit_video.diffusion.schedule import Schedule
@@ -89,6 +89,9 @@ def test_a_curve_is_measured_from_velocities():
     assert curve.between(1.0, 0.1)[0] == pytest.approx(7 * np.sin(angle), abs=1e-3)
     with pytest.raises(BadInput, match="two steps"):
         measured([])
+    for still in (0.0, np.nan):  # a step that stands still, as CFG-Zero*'s first
+        with pytest.raises(NonFinite, match="--cache off"):
+            measured([(times, [still * path[0], *path[1:]])])
 
 
 def test_names():

@@ -8,16 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.errors import BadInput, Interrupted, NonFinite
 from dit_video.core.log import Progress
 from dit_video.core.mesh import MeshShape
+from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.sample import scan
 from dit_video.diffusion.schedule import Schedule
 from dit_video.diffusion.solvers import SOLVERS
+from dit_video.generate.calibrate import calibrate
 from dit_video.generate.clip import frames_sha256
 from dit_video.generate.decode import Strip, decode_frames
 from dit_video.generate.pipeline import VideoPipeline
+from dit_video.generate.request import resolve
 from dit_video.generate.unfinished import Unfinished
 from dit_video.models.dit import DiT
 
@@ -238,8 +241,6 @@ def test_a_long_clip_is_decoded_in_pieces(pipe, monkeypatch):
 
 def test_how_a_clip_is_decoded_is_planned_once(pipe, monkeypatch):
     """Memory that goes after the request was made does not make one part of a call plan otherwise than another."""
-    from dit_video.generate.request import resolve
-
     for memory, whole in ((None, True), (10**12, True), (1000, False)):
         request = resolve(pipe.model, PROMPT, seed=7, memory=memory)
         monkeypatch.setattr("dit_video.generate.pipeline.free_memory", lambda device: pytest.fail("it is read again"))
@@ -261,6 +262,30 @@ def test_a_large_text_encoder_goes_before_the_denoiser_comes(tiny, plain, monkey
         assert sorted(pipe.params.placed) == ["dit", "vae"]
     assert order == [("text", []), ("vae", []), ("dit", ["vae"]), ("text", ["dit", "vae"])]
     assert pipe.seconds(Progress(False))["load"] > 0
+
+
+def test_weights_are_hashed_before_the_first_step(tiny, monkeypatch):
+    """It takes long with large models, and there is nothing to lose yet."""
+    order = []
+    monkeypatch.setattr("dit_video.generate.pipeline.weights_hash", lambda weights: order.append("hash") or "0" * 12)
+    note = lambda p, step, t, now: order.append(step)  # noqa: E731
+    VideoPipeline(tiny)(PROMPT, seed=7, callback_on_step_end=note)
+    VideoPipeline(tiny).film(resolve(tiny, PROMPT, seed=7), callback=note)
+    assert order == ["hash", 0, 1, 2] * 2
+
+
+def test_what_stops_the_measuring_of_a_cache_carries_no_latents(tiny, monkeypatch):
+    """They are of no clip that was asked for. And it is measured with plain guidance, whatever the clip's is."""
+    pipe, asked = VideoPipeline(tiny), []
+
+    def stop(request, **_):
+        asked.append(request)
+        raise Unfinished("interrupted at step 2/32", Interrupted, np.zeros((1, 2, 4, 4, 4), np.float32), request)
+
+    monkeypatch.setattr(pipe, "run", stop)
+    with pytest.raises(Interrupted, match="step 2/32"):
+        calibrate(pipe, [resolve(tiny, PROMPT, seed=7, cfg_zero_star=True, guidance_rescale=0.5)])
+    assert asked[0].guidance == Guidance()
 
 
 def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):
