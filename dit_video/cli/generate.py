@@ -214,7 +214,7 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
     from dit_video.generate.preview import preview
     from dit_video.generate.unfinished import Unfinished, unfinished
 
-    shown = preview(paths[0], args.preview_every) if args.preview_every is not None else None
+    shown = preview(paths, args.preview_every) if args.preview_every is not None else None
     done: list[Path] = []
     try:
         if not pipe.whole(request):
@@ -239,20 +239,20 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
     except Unfinished as error:
         message, kept = str(error).rstrip("."), list(map(str, done))
         try:
-            kept.extend(map(str, keep(error, pipe, request, paths[len(done) :], args.force)))
+            kept.extend(map(str, keep(error, pipe, request, paths[len(done) :], args)))
         except DitVideoError as another:
             message = f"{message}. {another}"
         error.args = (f"{message}. Kept: {', '.join(kept)}" if kept else message,)
         raise
 
 
-def keep(error: Any, pipe: Any, request: Any, paths: list[Path], force: bool) -> Iterator[Path]:
+def keep(error: Any, pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace) -> Iterator[Path]:
     """Writes what there is of the clips that were to be at `paths`: frames of those that are whole, latents of the
     others. Raises BadInput where that cannot be written."""
     from dit_video.generate.clip import save_latents
 
     for path, clip in zip(paths, error.clips, strict=False):
-        yield clip.save(path, force=force)
+        yield clip.save(path, force=args.force, latents=args.save_latents)
     if error.kept is not None:
         yield error.kept
         return

@@ -68,6 +68,11 @@ class Asked:
             raise BadInput("--before says on which side of the footage of --extend to go on. Give --extend CLIP.")
         if uses and self.video is None:
             raise BadInput(f"{uses[0]} says what to do with --video. Give --video CLIP.")
+        for frame in self.keyframes or ():
+            if not str(frame).isdecimal():
+                raise BadInput(
+                    f"--keyframe {str(frame)[:40]}: give the frame's number and its picture: {{24: picture}}."
+                )
         can = abilities(model)
         if self.video is not None and not uses and "control" not in can:
             raise BadInput(
@@ -140,12 +145,23 @@ def gather(
     stride: int,
     notes: Any,
 ) -> Conditions:
-    """Reads what was asked for. Raises BadInput for a keyframe beyond the clip, another size of mask, short footage."""
+    """Reads what was asked for. Raises BadInput for a keyframe beyond the clip, another size of mask, short footage,
+    and where nothing would be new."""
     pictures, sources = _pictures(asked, frames, height, width, resize)
     references, more = _references(asked.reference or (), height, width)
     sources += more
     if footage is None:
         return Conditions(pictures=pictures, loop=asked.loop, references=references, sources=sources)
+    if asked.extend is not None and frames == 1:
+        raise BadInput(
+            "--extend with num_frames=1 makes nothing new: lengths count from the footage's own frame, the last one or "
+            f"with --before the first. Use {1 + stride} or more."
+        )
+    if asked.interpolate is not None and frames == 1:
+        raise BadInput(
+            f"--interpolate {asked.interpolate} makes fewer than {1 + stride} frames of the {len(footage)} of --video, "
+            f"and the model needs {stride}k+1: nothing would be new. Give longer footage, or a picture with --image."
+        )
     about = footage.about
     footage = footage.fitted(height, width, resize)
     if (about["height"], about["width"]) != (height, width):
@@ -210,7 +226,7 @@ def _references(pictures: Sequence[Any], height: int, width: int) -> tuple[tuple
 def _mask(
     path: str | os.PathLike[str], of: dict[str, Any], frames: int, fps: float, footage: Footage, resize: Resize
 ) -> tuple[Bool[np.ndarray, "T H W"], dict[str, Any]]:
-    """Which pixels stay: those where the mask is dark."""
+    """Which pixels stay: those where the mask is dark. What is padded is new."""
     mask = open_footage(path, fps, "mask")
     if (mask.about["height"], mask.about["width"]) != (of["height"], of["width"]):
         raise BadInput(
@@ -219,7 +235,7 @@ def _mask(
         )
     if 1 < len(mask) < frames:
         raise BadInput(f"--mask has {len(mask)} frames, the clip {frames}. Give as many, or one picture for all.")
-    pixels = mask.fitted(*footage.size, resize).read(0, frames)
+    pixels = mask.fitted(*footage.size, resize, "white").read(0, frames)
     keep = pixels.mean(-1) < 128
     return (np.broadcast_to(keep, (frames, *keep.shape[1:])) if len(mask) == 1 else keep), mask.about
 

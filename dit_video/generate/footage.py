@@ -25,14 +25,15 @@ class Footage:
     about: dict[str, Any]  # what was read and how it was converted
     size: tuple[int, int] | None = None  # height and width that it is fitted to
     resize: Resize = "crop"
+    ground: str = "black"  # what is padded with
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def fitted(self, height: int, width: int, resize: Resize) -> "Footage":
+    def fitted(self, height: int, width: int, resize: Resize, ground: str = "black") -> "Footage":
         """The same in another size."""
         about = {**self.about, "resize": resize}
-        return replace(self, size=(height, width), resize=resize, about=about)
+        return replace(self, size=(height, width), resize=resize, ground=ground, about=about)
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
         """Frames `start` to `stop` of this clip."""
@@ -40,7 +41,7 @@ class Footage:
         place = 0
         for number, (frame, *_) in enumerate(iterate_video(self.path)):
             while place < len(wanted) and wanted[place] == number:
-                yield frame if self.size is None else fit_image(frame, *self.size, self.resize)
+                yield frame if self.size is None else fit_image(frame, *self.size, self.resize, self.ground)
                 place += 1
             if place == len(wanted):
                 return

@@ -19,10 +19,10 @@ from dit_video.generate.extent import (
     positive,
     shape_of,
 )
-from dit_video.generate.mode import Plan, abilities, choose, slots_of
+from dit_video.generate.mode import TAIL, Plan, abilities, choose, slots_of
 from dit_video.generate.notes import Notes
 from dit_video.generate.picture import RESIZES, Resize
-from dit_video.generate.shots import WARM_UP, Shot, change_slot, shots
+from dit_video.generate.shots import WARM_UP, Shot, change_slot, prompts_of, shots
 
 if TYPE_CHECKING:
     from dit_video.diffusion.guidance import Guidance
@@ -71,6 +71,11 @@ class Request:
         return self.guidance_scale != 1.0 or self.guidance_scale_2 not in (None, 1.0)
 
     @property
+    def pieces(self) -> bool:
+        """Whether a window's size says something of the clip: where it is made in them, or their noise comes again."""
+        return self.plan.mode != "single" or self.given.loop or self.noise_order != "fresh"
+
+    @property
     def texts(self) -> tuple[tuple[str, ...], ...]:
         """The prompts of the time line, each for every clip."""
         return (self.prompts, *((text,) * len(self.prompts) for _, text in self.prompt_at))
@@ -88,8 +93,9 @@ class Request:
         """What is out of the ordinary, for the metadata."""
         plan, about = self.plan, {}
         if plan.mode != "single" or plan.stretch or self.given.loop or self.noise_order != "fresh":
-            about["long"] = {"mode": plan.mode, "why": plan.why, "window": plan.window, "overlap": plan.overlap}
-            about["long"] |= {"noise": self.noise_order, "rope": plan.stretch and plan.stretch.method}
+            about["long"] = {"mode": plan.mode, "why": plan.why, "noise": self.noise_order}
+            about["long"] |= {"window": plan.window, "overlap": plan.overlap} if self.pieces else {}
+            about["long"] |= {"rope": plan.stretch and plan.stretch.method}
         if self.prompt_at:
             about |= {"prompt_at": [list(change) for change in self.prompt_at], "transition": self.transition}
         if self.given.sources and not (len(self.given.sources) == 1 and self.image_from):
@@ -189,7 +195,7 @@ def resolve(
             f"--transition carry: a clip of {frames} frames is made in one piece, which takes one prompt. Use --long "
             "window or extend with a smaller --window, or --transition cut."
         )
-    if long == "auto" and (plan.mode != "single" or plan.stretch is not None):
+    if long == "auto":
         notes.say(f"--long {plan.mode}: {plan.why}.")
     request = Request(
         prompts=prompts,
@@ -235,6 +241,19 @@ def resolve(
         raise BadInput(f"--loop wants more than {model.vae.stride * WARM_UP} frames, and goes with --transition carry.")
     if given.loop:
         notes.say(f"a loop has {model.vae.stride}k frames: {frames - 1}.")
+    check_shown(request, model.vae.stride)
+    one_pass = long == "single" and not request.pieces
+    unused = {
+        "--window and --overlap: one pass makes all of the clip": one_pass and (window, overlap) != (None, None),
+        f"--overlap: chunks go on from {TAIL} latent frames": plan.mode == "extend" and overlap not in (None, TAIL),
+        "--rope: windows and chunks reach no further than training":
+            long in ("window", "extend") and rope not in (None, "none"),
+        "--transition: no --prompt_at": transition != "cut" and not (prompt_at or given.loop),
+        "--negative_prompt: guidance is off at scale 1": negative_prompt and not request.guided,
+    }  # fmt: skip
+    for what, told in unused.items():
+        if told:
+            notes.warn(f"{what}, so it changes nothing.")
     if request.num_inference_steps < 1:
         raise BadInput(f"num_inference_steps={request.num_inference_steps} must be at least 1.")
     check_length(
@@ -254,13 +273,14 @@ def check_changes(
 ) -> tuple[tuple[float, str], ...]:
     """Prompts along the time line, in order. Raises BadInput for times out of order or beyond the clip."""
     last, slot, changes = 0.0, 0, []
-    if prompt_at and len(prompts) > 1:
+    if prompt_at and len({*prompts}) > 1:
         raise BadInput("--prompt_at goes with one prompt: it says what that clip shows later.")
-    for seconds, text in prompt_at:
+    for change in prompt_at:
         try:
+            seconds, text = change
             seconds = positive("prompt_at", float(seconds))
-        except ValueError:
-            raise BadInput(f"--prompt_at {seconds}: give seconds and a prompt, such as 4 'a blue square'.") from None
+        except (TypeError, ValueError):
+            raise BadInput(f"--prompt_at {change}: give seconds and a prompt, such as 4 'a blue square'.") from None
         check_prompts(text)
         if seconds <= last:
             raise BadInput(f"--prompt_at {seconds:g} comes after {last:g}: times must rise.")
@@ -272,6 +292,19 @@ def check_changes(
         last, slot = seconds, at
         changes.append((seconds, text))
     return tuple(changes)
+
+
+def check_shown(request: Request, stride: int) -> None:
+    """Raises BadInput for a prompt of the time line that no pass of the denoiser takes."""
+    for shot in request.shots(stride):
+        for lost in sorted({number for _, number in shot.prompts} - {*prompts_of(shot, request.plan)}):
+            text = request.texts[lost][0]
+            at = f"--prompt_at {request.prompt_at[lost - 1][0]:g}" if lost else "the first prompt"
+            cut = "" if shot.ring else ", or --transition cut"
+            raise BadInput(
+                f'{at}, "{text}", would not be seen: no pass of {request.plan.window} latent frames is mostly its own. '
+                f"Give it more time, or a smaller --window (from {TAIL + 1}){cut}."
+            )
 
 
 def native_shift(model: "Model") -> float:

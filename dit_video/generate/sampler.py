@@ -22,12 +22,12 @@ from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.sample import check_finite, iterate, start
 from dit_video.diffusion.schedule import Instant, Schedule
 from dit_video.diffusion.solvers import Carry, solver_named
-from dit_video.diffusion.windows import Windows, blended, layout
+from dit_video.diffusion.windows import Windows, blended
 from dit_video.generate.encoded import Encoded
 from dit_video.generate.mode import abilities
 from dit_video.generate.programs import Given
 from dit_video.generate.request import Request
-from dit_video.generate.shots import OPENING, Shot
+from dit_video.generate.shots import OPENING, Shot, prompts_of, windows_of
 from dit_video.generate.unfinished import Unfinished, unfinished
 from dit_video.models.dit import Context, Control
 
@@ -85,7 +85,7 @@ class Sampler:
             return self.windows(stream)
         if self.plan.mode == "extend":
             return self.chunks(stream)
-        return self.own(self.stretch(stream, 0, stream.shot.slots, also=also))
+        return self.own(self.stretch(stream, 0, stream.shot.slots, prompts_of(stream.shot, self.plan)[0], also=also))
 
     def stream(self, shot: Shot) -> Stream:
         """A shot with what is known of it from the start."""
@@ -99,15 +99,9 @@ class Sampler:
 
     def passes(self, stream: Stream) -> int:
         """How often all steps are made for a shot."""
-        slots, length = stream.shot.slots, self.plan.window
         if stream.shot.ring or self.plan.mode == "window":
-            return 1 + (len(self.layout(stream.shot).starts) > 1 and self.opens(stream))
-        if self.plan.mode == "extend" and slots > length:
-            return 1 + -(-(slots - length) // (length - self.plan.overlap))
-        return 1
-
-    def layout(self, shot: Shot) -> Windows:
-        return layout(shot.slots, self.plan.window, min(self.plan.overlap, shot.slots - 1), shot.ring)
+            return 1 + (len(windows_of(stream.shot, self.plan).starts) > 1 and self.opens(stream))
+        return len(prompts_of(stream.shot, self.plan))
 
     def opens(self, stream: Stream) -> bool:
         """Whether a first window is made alone, for the sink of the others."""
@@ -165,7 +159,7 @@ class Sampler:
         return np.concatenate(list(each), axis=1)
 
     def video(self, stream: Stream, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latents of the given footage at slots of a stream, and which of these it covers."""
+        """Latents of the given footage at slots of a stream or nearest to them, and which of these it covers."""
         slots = places - stream.shot.zero
         inside = (slots >= 0) & (slots < len(self.encoded.video)) & ((places > 0) | (not stream.shot.cut))
         return self.encoded.video[slots.clip(0, len(self.encoded.video) - 1)], inside
@@ -175,8 +169,8 @@ class Sampler:
         if not self.first:
             return noise
         t = float(self.schedule.instants().flow[self.first])
-        video, inside = self.video(stream, places)
-        return np.where(inside[:, None, None, None], (1 - t) * video + t * noise, noise).astype(np.float32)
+        video, _ = self.video(stream, places)  # slots that will be dropped stand at t as well
+        return ((1 - t) * video + t * noise).astype(np.float32)
 
     def known(self, stream: Stream, places: np.ndarray, tail: Latents | None = None) -> tuple[Any, Any]:
         """(latents, mask) of what is known of slots; (None, None) where nothing is. `tail`: of those in front."""
@@ -215,15 +209,17 @@ class Sampler:
 
     # -- one pass -----------------------------------------------------------------------------------------------------
 
-    def stretch(self, stream: Stream, begin: int, end: int, tail: Latents | None = None, also: Any = None) -> Latents:
-        """All steps of slots in one pass. `tail`: the first of them, known. `also`: programs to compile meanwhile."""
+    def stretch(
+        self, stream: Stream, begin: int, end: int, number: int, tail: Latents | None = None, also: Any = None
+    ) -> Latents:
+        """All steps of slots in one pass, with a prompt. `tail`: the first of them, known. `also`: programs to compile
+        meanwhile."""
         places = np.arange(begin, end)
         fixed = tail.shape[1] if tail is not None else stream.shot.prefix if begin == 0 else 0
         x = self.start(stream, places, self.noise(stream, begin, end))
         clean, mask = self.known(stream, places, tail)
         if mask is not None:
             x = np.where(mask[..., None], clean, x)
-        number = stream.shot.prompt_at(min((begin + fixed + end) // 2, stream.shot.slots - 1))
         given = Given(None, None, clean, mask, self.extra(stream, places, fixed), **self.around(begin, end))
         part, _ = self.turn(self.schedule.pairs()[self.first][0])
         with self.progress.phase("compile"):  # nothing here keeps the first denoiser's weights when the second's come
@@ -293,7 +289,8 @@ class Sampler:
         latents, old = self.own(np.asarray(x)), self.own(old)
         data = latents - then.flow / (then.flow - now.flow) * (latents - old)
         tell = cast(Callable, self.callback)
-        answer = tell(self.pipe, self.done, float(now.model) * 1000, {"latents": latents, "data": data}) or {}
+        seen = {"latents": latents, "data": data, "clips": self.which}
+        answer = tell(self.pipe, self.done, float(now.model) * 1000, seen) or {}
         if answer.get("stop"):
             raise KeyboardInterrupt
         if "latents" not in answer:
@@ -306,16 +303,16 @@ class Sampler:
     def chunks(self, stream: Stream) -> Latents:
         """Each chunk goes on from the last slots of the one before. The last is made whole and cut."""
         slots, length, shared = stream.shot.slots, self.plan.window, self.plan.overlap
+        numbers = prompts_of(stream.shot, self.plan)
         if slots <= length:
-            return self.stretch(stream, 0, slots)
-        count = self.passes(stream)
+            return self.stretch(stream, 0, slots, *numbers)
         out = np.zeros((len(self.which), slots, *self.shape), np.float32)
         end = 0
         try:
-            while end < slots:
+            for n, number in enumerate(numbers, 1):
                 begin = max(0, end - shared)
-                log.debug("chunk %d of %d", 1 + (begin // (length - shared)), count)
-                part = self.stretch(stream, begin, begin + length, out[:, begin:end] if end else None)
+                log.debug("chunk %d of %d", n, len(numbers))
+                part = self.stretch(stream, begin, begin + length, number, out[:, begin:end] if end else None)
                 part = part[:, end - begin : slots - begin]
                 out[:, end : end + part.shape[1]] = part
                 if not end and stream.sink is None and not stream.shot.mid:
@@ -335,15 +332,14 @@ class Sampler:
     def windows(self, stream: Stream) -> Latents:
         """All windows at each step; each piece of the stream goes on as soon as no other window looks at it."""
         shot = stream.shot
-        windows = self.layout(shot)
+        windows, numbers = windows_of(shot, self.plan), prompts_of(shot, self.plan)
         if len(windows.starts) == 1:
-            return self.stretch(stream, 0, shot.slots)
-        self._open(stream)
+            return self.stretch(stream, 0, shot.slots, *numbers)
+        self._open(stream, numbers[0])
         x = np.zeros((len(self.which), shot.slots, *self.shape), np.float32)
         for slot in range(shot.slots):
             x[:, slot : slot + 1] = self.start(stream, np.array([slot]), self.noise(stream, slot, slot + 1))
         given = [self._window(stream, windows, i, x) for i in range(len(windows.starts))]
-        numbers = [shot.prompt_at(int(places[len(places) // 2])) for places in map(windows.places, range(len(given)))]
         states: list[Any] = [None] * len(windows.starts)
         kept: list[Any] = []
         steps = range(self.first, self.schedule.steps)
@@ -369,8 +365,9 @@ class Sampler:
                 x[:, places] = np.where(given[i].mask[..., None], given[i].clean, x[:, places])
         return x
 
-    def _open(self, stream: Stream) -> None:
-        """The first window alone, for its first latent: known from then on, and carried along by the others."""
+    def _open(self, stream: Stream, number: int) -> None:
+        """The first window alone, with its prompt, for its first latent: known from then on, and carried along by the
+        others."""
         shot = stream.shot
         if stream.sink is not None or "sink" not in self.can:
             return
@@ -378,7 +375,7 @@ class Sampler:
             alone = (
                 Shot(self.plan.window, OPENING + np.arange(self.plan.window), 0, shot.prompts) if shot.ring else shot
             )
-            made = self.stretch(Stream(alone), 0, min(self.plan.window, alone.slots))
+            made = self.stretch(Stream(alone), 0, min(self.plan.window, alone.slots), number)
             stream.sink = made[:, 0]
         else:
             stream.sink = stream.first

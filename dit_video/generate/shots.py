@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int
 
-from dit_video.diffusion.windows import noise_order
+from dit_video.diffusion.windows import Windows, layout, noise_order
 from dit_video.generate.mode import TAIL, Plan
 
 OPENING = 2**31  # noise of slots that are dropped: frames from here on, which no clip reaches
@@ -47,6 +47,24 @@ class Shot:
 
     def prompt_at(self, slot: int) -> int:
         return [number for start, number in self.prompts if start <= slot][-1]
+
+
+def windows_of(shot: Shot, plan: Plan) -> Windows:
+    return layout(shot.slots, plan.window, min(plan.overlap, shot.slots - 1), shot.ring)
+
+
+def prompts_of(shot: Shot, plan: Plan) -> list[int]:
+    """Which prompt each pass over a shot takes: the one that has most of what the pass makes, of two the later."""
+    if shot.ring or plan.mode == "window":
+        windows = windows_of(shot, plan)
+        passes = [(windows.places(i), weights) for i, weights in enumerate(windows.weights())]
+    else:
+        ends = range(plan.window, shot.slots, plan.window - plan.overlap) if plan.mode == "extend" else ()
+        passes = [(np.arange(*ends), np.ones(1)) for ends in pairwise((0, *ends, shot.slots))]
+    numbers = np.array([shot.prompt_at(slot) for slot in range(shot.slots)])
+    made = np.arange(shot.slots) >= shot.prefix
+    shares = [np.bincount(numbers[slots], weights * made[slots]) for slots, weights in passes]
+    return [len(share) - 1 - int(share[::-1].argmax()) for share in shares]
 
 
 def change_slot(seconds: float, fps: float, stride: int) -> int:

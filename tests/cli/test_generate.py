@@ -186,6 +186,25 @@ def test_a_full_disk_keeps_what_was_made(model, here, capsys, monkeypatch, whole
     assert load_latents("a_1.latents.npz")[1]["clip"] == 1
 
 
+def test_clips_that_are_whole_are_kept_with_their_latents(model, here, capsys, monkeypatch):
+    """Stopped in the second part of a call, with --save_latents."""
+    from dit_video.generate import pipeline
+
+    decode, calls = pipeline.VideoPipeline._decode, []
+
+    def once(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(self, *args)
+
+    monkeypatch.setattr(pipeline, "AT_ONCE", 1)
+    monkeypatch.setattr(pipeline.VideoPipeline, "_decode", once)
+    argv = ["generate", PROMPT, "a star", "--model", model, "--seed", "1", "--save_latents", "--output", "a.gif"]
+    assert main(argv) == 130
+    assert sorted(path.name for path in here.iterdir()) == ["a_0.gif", "a_0.json", "a_0.latents.npz"]
+
+
 def test_a_disk_that_takes_nothing_is_told_in_one_line(model, here, capsys, monkeypatch):
     from dit_video.generate import clip
 

@@ -51,6 +51,9 @@ def picture(tmp_path):
         ({"video": "CLIP", "interpolate": 1}, "interpolate=1"),
         ({"video": "CLIP", "interpolate": 2, "num_frames": 9}, "Leave --num_frames"),
         ({"video": "CLIP", "interpolate": 2, "strength": 0.5}, "does not go with"),
+        ({"video": "PIC", "interpolate": 2}, "the 1 of --video, and the model needs 4k+1: nothing would be new"),
+        ({"extend": "CLIP", "num_frames": 1}, "makes nothing new: lengths count from"),
+        ({"extend": "CLIP", "num_frames": 1, "before": True}, "Use 5 or more"),
         ({"extend": "CLIP", "video": "CLIP", "strength": 0.5}, "Give one"),
         ({"extend": "CLIP", "image": "PIC"}, "both say what is seen"),
         ({"loop": True, "image": "PIC"}, "--loop goes with a prompt alone"),
@@ -160,6 +163,10 @@ def test_a_mask_says_what_stays(tiny, clip, tmp_path):
     assert given.keep.shape == (13, 32, 32)  # the footage's 14 frames, on the rule
     assert given.keep[:, :, :16].all()
     assert not given.keep[:, :, 16:].any()
+    wide = resolve(tiny, PROMPT, video=clip, mask=str(tmp_path / "mask.png"), resize="pad", height=32, width=48).given
+    kept = np.zeros((32, 48), bool)
+    kept[:, 8:24] = True  # the bars are not in the footage: they are made
+    np.testing.assert_array_equal(wide.keep, np.broadcast_to(kept, (13, 32, 48)))
 
 
 def test_positions_are_known_when_all_their_pixels_and_their_patch_are():

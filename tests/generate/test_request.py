@@ -61,6 +61,23 @@ def test_each_prompt_is_repeated(tiny):
         ({"fit": "largest"}, "nearest"),
         ({"num_videos_per_prompt": 0}, "at least 1"),
         ({"prompt_at": [(1.0, "a star")], "transition": "carry"}, "is made in one piece, which takes one prompt"),
+        (
+            {
+                "num_frames": 33,
+                "long": "window",
+                "window": 7,
+                "transition": "carry",
+                "prompt_at": [(1.6, "a blue star"), (2.1, "a ring")],
+            },
+            '--prompt_at 1.6, "a blue star", would not be seen: no pass of 7 latent frames is mostly its own.',
+        ),
+        (
+            {"num_frames": 17, "loop": True, "transition": "carry", "prompt_at": [(0.1, "a star")]},
+            'the first prompt, "a red circle moves right", would not be seen',
+        ),
+        ({"prompt_at": [1, 2]}, "--prompt_at 1: give seconds and a prompt"),
+        ({"prompt_at": [(None, "a star")]}, "--prompt_at (None, 'a star'): give seconds and a prompt"),
+        ({"keyframes": {"x": np.zeros((32, 32, 3), np.uint8)}}, "--keyframe x: give the frame's number"),
         ({"image": np.zeros((4, 4), np.uint8)}, "uint8 (H, W, 3)"),
         ({"image": np.zeros((32, 32, 3), np.uint8), "num_frames": 1}, "nothing to generate"),
         ({"image": np.zeros((8, 8, 3), np.uint8), "resize": "zoom"}, "crop, pad, stretch"),
@@ -76,6 +93,40 @@ def test_bad_input_is_told(tiny, given, message):
 def test_empty_prompts_are_told(tiny, prompt):
     with pytest.raises(BadInput, match="rompt"):
         resolve(tiny, prompt)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"num_frames": 17, "long": "extend", "window": 5, "overlap": 4}, "--overlap: chunks go on from 2"),
+        ({"num_frames": 17, "long": "window", "rope": "riflex"}, "--rope: windows and chunks"),
+        ({"window": 9, "overlap": 4}, "--window and --overlap: one pass"),
+        ({"transition": "carry"}, "--transition: no --prompt_at"),
+        ({"negative_prompt": "a star", "guidance_scale": 1.0}, "--negative_prompt: guidance is off at scale 1"),
+    ],
+)
+def test_flags_that_change_nothing_are_warned_of(tiny, given, message):
+    assert resolve(tiny, PROMPT, **given).notes[-1].startswith(message)
+    with pytest.raises(BadInput, match=message):
+        resolve(tiny, PROMPT, strict=True, **given)
+
+
+def test_a_loop_is_made_in_windows_and_carries(tiny):
+    given = {"loop": True, "transition": "carry", "window": 4, "overlap": 1}
+    assert resolve(tiny, PROMPT, num_frames=17, strict=True, **given).pieces
+
+
+def test_what_auto_picks_is_told_always(tiny):
+    assert resolve(tiny, PROMPT, long="auto").notes[0].startswith("--long single: no longer than in training")
+    assert resolve(tiny, PROMPT, num_frames=17, long="auto").notes[0].startswith("--long extend: more than the 3")
+
+
+def test_a_time_line_goes_with_several_clips_of_one_prompt(tiny):
+    given = {"num_frames": 17, "prompt_at": [(1.0, "a blue star")]}
+    request = resolve(tiny, PROMPT, num_videos_per_prompt=2, **given)
+    assert request.texts == ((PROMPT, PROMPT), ("a blue star", "a blue star"))
+    with pytest.raises(BadInput, match="goes with one prompt"):
+        resolve(tiny, [PROMPT, "a ring"], **given)
 
 
 def test_fit_nearest_snaps_and_says_so(tiny):

@@ -4,9 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.core.log import Progress
 from dit_video.diffusion.known import known
+from dit_video.generate.encoded import encode
 from dit_video.generate.pipeline import VideoPipeline
 from dit_video.generate.programs import Programs
+from dit_video.generate.request import resolve
+from dit_video.generate.sampler import Sampler
 from dit_video.generate.unfinished import Unfinished
 
 PROMPT = "a red circle moves right"
@@ -129,6 +133,23 @@ def test_a_strength_starts_from_the_footage(pipe, tmp_path):
     assert len(seen) == 1
 
 
+def test_a_strength_starts_every_slot_from_footage(pipe, tmp_path):
+    """Those that are dropped, too: the model is told that there is that little noise on them."""
+    from dit_video.data.video import write_video
+
+    levels = np.linspace(0, 255, 17).astype(np.uint8)[:, None, None, None]
+    write_video(tmp_path / "a.mp4", np.broadcast_to(levels, (17, 32, 32, 3)).copy(), 8.0)
+    given = {"video": str(tmp_path / "a.mp4"), "strength": 0.5, "num_frames": 17, "num_inference_steps": 2, "seed": 1}
+    request = resolve(pipe.model, PROMPT, prompt_at=[(1.0, "a blue star")], **given)
+    sampler = Sampler(pipe, request, [0], encode(pipe, request), Progress(False))
+    t = sampler.schedule.instants().flow[1]
+    first, second = map(sampler.stream, request.shots(4))
+    for stream, slots in ((first, [0, 1, 2]), (second, [2, 3, 4, 4])):  # a cut's own slot, and one beyond the end
+        silent = np.zeros((1, len(slots), 4, 4, 4), np.float32)
+        started = sampler.start(stream, np.arange(len(slots)), silent)
+        np.testing.assert_allclose(started[0], (1 - t) * sampler.encoded.video[slots], atol=1e-6)
+
+
 @pytest.mark.parametrize("long", ["single", "window"])
 def test_a_strength_with_a_cache_evaluates_the_first_step_that_is_made(pipe, tmp_path, long):
     """The cache would leave out the step that the run begins with, and nothing is kept yet. (This network's velocity is
@@ -161,6 +182,7 @@ def test_a_callback_sees_where_it_goes_and_can_stop(pipe):
 
     def stop(p, step, t, now):
         seen.append(now["data"][0, :, 0, 0, 0])
+        assert now["clips"] == [0]
         return {"stop": len(seen) == 4}
 
     with pytest.raises(Unfinished, match="step 3/6") as error:

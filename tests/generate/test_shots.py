@@ -3,7 +3,7 @@
 import pytest
 
 from dit_video.generate.mode import Plan
-from dit_video.generate.shots import OPENING, change_slot, shots
+from dit_video.generate.shots import OPENING, change_slot, prompts_of, shots
 
 PLAN = Plan("extend", "", 5, 2, 4)
 
@@ -51,6 +51,24 @@ def test_a_cut_begins_a_stream_whose_own_slot_is_dropped():
 def test_a_prompt_that_is_carried_on_changes_in_the_stream():
     (shot,) = shots(11, 4, (4, 8), PLAN, 0, cut=False)
     assert [shot.prompt_at(slot) for slot in (0, 3, 4, 7, 8, 10)] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "mode, slots, changes, given, numbers",
+    [
+        ("window", 9, (7,), {}, [0, 0, 1]),  # slots 4 to 8: blending leaves the most of them in 7 and 8
+        ("window", 9, (4, 5), {}, [0, 2, 2]),
+        ("extend", 11, (4, 8), {}, [0, 1, 2]),
+        ("extend", 9, (6,), {}, [0, 1, 1]),  # slots 5 to 7 are made, then 8
+        ("extend", 11, (), {"history": 5}, [0, 0, 0, 0]),
+        ("window", 9, (5,), {"loop": True}, [0, 1, 1]),
+        ("single", 11, (), {}, [0]),
+    ],
+)
+def test_a_pass_takes_the_prompt_that_has_most_of_what_it_makes(mode, slots, changes, given, numbers):
+    plan = Plan(mode, "", 5, 2, 4)
+    (shot,) = shots(slots, 4, changes, plan, 0, cut=False, **given)
+    assert prompts_of(shot, plan) == numbers
 
 
 def test_given_footage_stands_in_front():
