@@ -6,7 +6,7 @@ A file appears whole or not at all: here by renaming, in an object store because
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
@@ -72,12 +72,12 @@ class Store:
         found = self.fs.cat([*plain.values()]) if plain else {}
         return {n: found[self.fs._strip_protocol(plain[n])] if n in plain else self.read(n) for n in names}
 
-    def fetch(self, to: Path) -> None:
-        """Every file below, into the folder `to`, which appears whole or not at all. Raises `BadInput` where it cannot
-        be written, for what the store's driver reports, and for a name that leads out of the folder."""
+    def fetch(self, to: Path, names: Sequence[str]) -> None:
+        """Files below, into the folder `to`, which appears whole or not at all. Raises `BadInput` where it cannot be
+        written, for what the store's driver reports, and for a name that leads out of the folder."""
         partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
         try:
-            for name in self.names():
+            for name in names:
                 if ".." in name.split("/"):
                     raise BadInput(f"{self.address}: the name {name!r} leads out of its folder. Nothing was fetched.")
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """The loop around the step: resume, read ahead, report, measure, save, stop in good order."""
 
-import hashlib
-import json
 import queue
 import threading
 import time
@@ -36,7 +34,8 @@ from dit_video.train.step import (
     trained,
 )
 from dit_video.train.watch import Clock, Profile, Watchdog
-from dit_video.weights.checkpoints import Checkpoints, Run, checksums, flatten
+from dit_video.weights.checkpoints import Checkpoints, Run, flatten
+from dit_video.weights.sums import fingerprint
 
 Sample = Callable[[Any, Experiment, Path, int], None]  # (model, experiment, folder, step) writes samples
 
@@ -395,9 +394,3 @@ class Trainer:
         if self.ahead is not None:
             self.ahead.close()
         self.checkpoints.close()
-
-
-def fingerprint(params: Any) -> str:
-    """Sixteen hex digits, the same for bit-identical parameters on any mesh."""
-    sums = {name: int(x) for name, x in jax.device_get(checksums(flatten(params))).items()}
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, UInt32
 
 from dit_video.core.config import from_dict, to_dict
 from dit_video.core.errors import BadInput, DitVideoError, MissingError, Partial
@@ -33,6 +32,7 @@ from dit_video.weights.find import INDEX, find_model
 from dit_video.weights.folder import PARTS, load_model, open_model, read_part
 from dit_video.weights.model import Defaults, Model, denoiser, scheduler
 from dit_video.weights.names import keys_of, to_foreign, unflatten
+from dit_video.weights.sums import checksums
 
 SEPARATOR = "/"
 MOST = 64  # steps that processes tell each other
@@ -42,26 +42,6 @@ def flatten(tree: Any) -> dict[str, Any]:
     """One level: `{"params/dit/blocks/up/kernel": array}`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {SEPARATOR.join(keys_of(path)): leaf for path, leaf in leaves}
-
-
-@jax.jit
-def checksums(flat: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
-    """One number for every array, the same for every layout on a mesh: the sum, modulo 2^32, of its 32-bit words, each
-    times an odd number that tells its place. A word that changes always changes the sum."""
-
-    def one(x: Array) -> Array:
-        if x.dtype.itemsize == 4:
-            words = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        elif x.dtype.itemsize == 2:
-            words = jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32)
-        else:
-            words = x.astype(jnp.uint32)
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-
-    return {name: one(x) for name, x in flat.items()}
 
 
 def _digest(about: Mapping[str, Any]) -> str:
@@ -124,7 +104,7 @@ class Checkpoints:
                 # The next step is given the state's own buffers to write into, and here Orbax writes from them. From an
                 # accelerator it has copied them to the host when `save` comes back.
                 flat = jax.tree.map(jnp.copy, flat)
-            sums = {name: int(x) for name, x in jax.device_get(checksums(flat)).items()}
+            sums = checksums(flat)
             shapes = {name: list(x.shape) for name, x in flat.items()}
             about = about | {"step": step, "checksums": sums, "shapes": shapes}
             about |= {"sha256": _digest(about)}
@@ -182,15 +162,14 @@ class Checkpoints:
             raise Broken(f"step {step} of {self.path} cannot be read: {failure or 'by another process'}") from failure
         return found
 
-    def restore(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
-        """Some or all arrays of a step, laid out by the shardings in `wanted`. Raises `Broken` when they do not load or
-        when a checksum disagrees."""
+    def restore(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """Some or all arrays of a step, laid out by the shardings in `wanted`; NumPy's where that has none. Raises
+        `Broken` when they do not load or when a checksum disagrees."""
         args, about = self.ocp.args, self.about(step)
         how = self.ocp.checkpoint_utils.construct_restore_args(dict(wanted))
         arrays = args.PyTreeRestore(dict(wanted), restore_args=how, partial_restore=True)
         flat = dict(self._read(step, "state", self.ocp.PyTreeCheckpointHandler(), arrays))
-        found = jax.device_get(checksums(flat))
-        wrong = [name for name, x in found.items() if int(x) != about["checksums"].get(name)]
+        wrong = [name for name, x in checksums(flat).items() if x != about["checksums"].get(name)]
         if wrong:
             raise Broken(
                 f"step {step} of {self.path} is damaged: {wrong[0]} and {len(wrong) - 1} more lack their checksum"
@@ -354,22 +333,17 @@ def choose_ema(decays: list[float], wanted: str | float | None) -> str:
 def load_params(
     path: str | os.PathLike[str], ema: str | float | None = None, step: int | None = None
 ) -> tuple[int, Any]:
-    """(step, parameters) of a run on this process's first device: `{"dit": ..., "text": ...}` or `{"vae": ...}`."""
+    """(step, parameters) of a run on the host: `{"dit": ..., "text": ...}` or `{"vae": ...}`."""
     run = Run(path)
     experiment = run.experiment()
     if experiment is None:
         raise MissingError(f"{path} is not a run: it has no experiment.json")
     prefix = choose_ema(list(experiment["ema"]), ema) + SEPARATOR
     checkpoints = run.checkpoints()
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def use(candidate: int) -> Any:
         shapes = checkpoints.about(candidate)["shapes"]
-        wanted = {
-            name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here)
-            for name, shape in shapes.items()
-            if name.startswith(prefix)
-        }
+        wanted = {name: jax.ShapeDtypeStruct(x, np.float32) for name, x in shapes.items() if name.startswith(prefix)}
         flat = checkpoints.restore(candidate, wanted)
         return unflatten({name.removeprefix(prefix): x for name, x in flat.items()})
 

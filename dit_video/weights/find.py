@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -61,7 +61,9 @@ def _from_store(address: str) -> Path:
     already is not fetched again."""
     store = Store(address)
     names = store.names()
-    if INDEX not in names and "experiment.json" not in names:
+    if INDEX not in names:
+        names = _of_run(names)
+    if not names:
         raise BadInput(f"unknown model {address!r}: there is no {INDEX} (a model) and no experiment.json (a run)")
     state = [(name, store.size(name)) for name in names]
     sums = store.read(MANIFEST).decode() if MANIFEST in names else ""
@@ -70,8 +72,16 @@ def _from_store(address: str) -> Path:
     if not folder.is_dir():
         log.info("%s: %.2f GB to %s", address, sum(size or 0 for _, size in state) / 1e9, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        store.fetch(folder)
+        store.fetch(folder, names)
     return folder
+
+
+def _of_run(names: Sequence[str]) -> list[str]:
+    """What makes a run a model, of its files: none where there is no run. Of its checkpoints, which hold the optimizer
+    too, the newest."""
+    steps = [int(found[1]) for name in names if (found := re.match(r"checkpoints/(\d+)/", name))]
+    kept = ("experiment.json", "vae/", "tokenizer/", f"checkpoints/{max(steps, default=0)}/")
+    return [name for name in names if name.startswith(kept)] if "experiment.json" in names else []
 
 
 def _from_hub(name: str) -> Path:

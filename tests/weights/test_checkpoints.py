@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.mesh import MeshShape, make_mesh
 from dit_video.data.loader import Toyworld
+from dit_video.data.store import Store
 from dit_video.train.denoise import Denoise
 from dit_video.train.experiment import Experiment
 from dit_video.weights.checkpoints import (
@@ -26,8 +27,10 @@ from dit_video.weights.checkpoints import (
     flatten,
     load_run,
     load_vae,
+    open_base,
     save_vae,
 )
+from dit_video.weights.find import find_model
 from dit_video.weights.folder import load_model, save_model
 
 
@@ -165,6 +168,15 @@ def test_checksums_see_every_bit_and_no_layout():
     assert int(checksums({"x": x[::-1]})["x"]) != whole
 
 
+def test_checksums_on_the_host_are_those_on_devices(monkeypatch):
+    monkeypatch.setattr("dit_video.weights.sums._AT_ONCE", 1000)
+    x = 50 * np.random.default_rng(0).standard_normal((64, 48))
+    host = {str(kind): x.astype(kind) for kind in (np.float32, jnp.bfloat16, np.float16, np.int32, np.int8, bool)}
+    host["float32, turned"] = host[str(np.float32)].T
+    assert checksums(host) == checksums(jax.tree.map(jnp.asarray, host))
+    assert len(set(checksums(host).values())) == len(host)
+
+
 def test_restoring_onto_another_mesh(saved):
     mesh = make_mesh(MeshShape(2, 4))
     where = {"params/w": P("fsdp", "data"), "params/blocks/0": P(), "step": P()}
@@ -204,6 +216,7 @@ def run(tmp_path, tiny):
 @pytest.mark.parametrize("ema, factor", [(None, 3), (0.9, 2), ("none", 1)])
 def test_a_run_is_a_model(run, tiny, ema, factor):
     model = load_run(run.path, ema)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(model.params)), "large ones do not fit a device"
     for name in ("dit", "text"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, factor * b), model.params[name], tiny.params[name])
     jax.tree.map(np.testing.assert_array_equal, model.params["vae"], tiny.params["vae"])
@@ -233,6 +246,19 @@ def test_a_vae_comes_from_a_run_a_model_or_a_folder_of_its_own(run, tiny, tmp_pa
             config.latents_mean or (0.0,) * 4,
         )
         jax.tree.map(np.testing.assert_array_equal, params, tiny.params["vae"])
+
+
+def test_of_a_run_in_a_store_what_makes_it_a_model_is_fetched(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for other in ("4", "6.damaged.1"):
+        shutil.copytree(run.path / "checkpoints" / "5", run.path / "checkpoints" / other)
+    (run.path / "metrics.jsonl").write_text("{}")
+    store = Store(f"memory://{tmp_path.name}/run")
+    store.send(run.path, "experiment.json")
+    model = open_base(str(store))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b), model.params["dit"], tiny.params["dit"])
+    assert {p.name for p in find_model(str(store)).iterdir()} == {"experiment.json", "vae", "tokenizer", "checkpoints"}
+    assert [p.name for p in (find_model(str(store)) / "checkpoints").iterdir()] == ["5"]
 
 
 def test_runs_that_cannot_be_models(run, tmp_path):
