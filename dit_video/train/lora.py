@@ -2,8 +2,8 @@
 
 The text encoder is frozen; with adapters the denoiser is too, and is kept in few bits. What is frozen is an argument of
 the step, on the mesh, read from the model's folder an array at a time. Checkpoints, averages and moments hold what
-learns and nothing else; a run refers to the model that it started from by its name. Of two denoisers (Wan 2.2 A14B)
-one is tuned, at the times at which it makes the steps; the other is the model's.
+learns and nothing else; a run refers to the model that it started from by its name and a digest. Of two denoisers
+(Wan 2.2 A14B) one is tuned, at the times at which it makes the steps; the other is the model's.
 """
 
 from collections.abc import Mapping
@@ -106,6 +106,7 @@ class FineTune:
     keep: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # what is frozen is kept as
     scratch: bool = False  # the denoiser begins at random
     expert: int | None = None  # of two denoisers: 1 makes the steps near noise, 2 those near data
+    digest: str = ""  # of the model, filled in; a run goes on with no other
 
     @property
     def part(self) -> str:
@@ -114,9 +115,14 @@ class FineTune:
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["FineTune", Base]:
         """With the sizes of the model that `--init` names. Raises `BadInput` without one, for one that is not trained,
-        and for an `expert` that it does not have."""
+        for an `expert` that it does not have, and for another than the checkpoints of this run started from."""
         if experiment.init is None:
             raise BadInput("fine-tuning starts from a model: --init MODEL")
+        if experiment.vae is not None:
+            raise BadInput(
+                f"--vae {experiment.vae}: a model that is fine-tuned keeps its VAE. Leave it out, or give --init a "
+                "model that has this one."
+            )
         start = open_base(experiment.init)
         check_trainable(start, experiment.init)
         check_shown(self.denoise.conditions, experiment, start, experiment.init, self.scratch)
@@ -135,7 +141,7 @@ class FineTune:
                 raise BadInput("scratch: adapters stand beside a trained denoiser. Set objective.lora to none.")
             self.lora.paths(dit)
         denoise = replace(self.denoise, dit=dit, text=text, path=path, defaults=start.defaults)
-        return replace(self, denoise=denoise), base
+        return replace(self, denoise=denoise, digest=run.check_start(start)), base
 
     def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         if self.lora is None:

@@ -32,7 +32,7 @@ from dit_video.weights.find import INDEX, find_model
 from dit_video.weights.folder import PARTS, load_model, open_model, read_part
 from dit_video.weights.model import Defaults, Model, denoiser, scheduler
 from dit_video.weights.names import keys_of, to_foreign, unflatten
-from dit_video.weights.sums import checksums
+from dit_video.weights.sums import checksums, fingerprint
 
 SEPARATOR = "/"
 MOST = 64  # steps that processes tell each other
@@ -273,6 +273,21 @@ class Run:
         data = (self.experiment() or {}).get("objective", {}).get(name)
         return None if data is None else from_dict(data)
 
+    def check_start(self, start: Model) -> str:
+        """The digest of a model that a fine-tuning starts from; of one whose files tell none that of its weights.
+        Raises `BadInput` when the checkpoints that are here started from another."""
+        digest = start.digest or fingerprint(start.params)
+        told = self.experiment() if self.has_checkpoint() else None
+        if told and "denoise" in told["objective"]:
+            began = told["objective"].get("digest", "")  # runs of earlier versions have the name alone
+            if began != digest if began else told["init"] != start.name:
+                raise BadInput(
+                    f"{self.path} started from {told['init']} ({began or 'digest unknown'}), and {start.name} has "
+                    f"other weights ({digest}), in which what was learnt means nothing. Give the model that it started "
+                    f"from (`init` in {self.path / 'experiment.json'} says where that is), or another --workdir."
+                )
+        return digest
+
     def has_base(self) -> bool:
         return (self.path / "tokenizer").is_dir() and (self.path / "vae" / "config.json").is_file()
 
@@ -400,7 +415,14 @@ def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
     lora, shown = objective["lora"], from_dict(objective["denoise"]["conditions"])
     scale = None if lora is None else lora["alpha"] / lora["rank"]
     known = objective.get("scratch", False) and bool(shown.known())
-    start = open_base(experiment["init"])
+    try:
+        start = open_base(experiment["init"])
+    except (BadInput, MissingError) as error:
+        raise type(error)(
+            f"{run.path} was tuned from a model that cannot be opened: {error} Where it is now may be written as "
+            f"`init` into {run.path / 'experiment.json'}."
+        ) from None
+    run.check_start(start)
     return replace(tuned(start, denoiser(objective.get("expert")), params, scale, known), name=str(run.path))
 
 

@@ -1,6 +1,9 @@
 """Fine-tuning: what is frozen stays, adapters learn, a run is a model again and leaves a file that others read."""
 
+import json
+import re
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,9 +181,68 @@ def test_a_run_from_scratch_can_be_given_it_too(tmp_path):
     assert abilities(load_run(tmp_path / "text")) == {"free"}
 
 
+@pytest.fixture
+def begun(folder, tmp_path):
+    """(run with a checkpoint, its experiment), as if it had been trained."""
+    run, there = Run(tmp_path / "run"), experiment(folder)
+    run.create()
+    run.save_experiment(replace(there, objective=there.objective.resolve(there, run)[0]))
+    learnt = {"lora": nnx.to_pure_dict(nnx.state(adapters(DIT, there.objective.lora, rngs=nnx.Rngs(0)), nnx.Param))}
+    checkpoints = run.checkpoints()
+    checkpoints.save(1, {"params": learnt, "ema": (learnt,)}, {}, wait=True)
+    checkpoints.close()
+    return run, there
+
+
+def rewritten(run, change):
+    data = run.experiment()
+    change(data)
+    (run.path / "experiment.json").write_text(json.dumps(data))
+
+
+def test_a_run_goes_on_with_what_it_started_from_wherever_that_is(begun, folder, tmp_path):
+    run, there = begun
+    digest = load_model(folder).digest
+    assert run.experiment()["objective"]["digest"] == digest
+    whole = miniature["miniature"]()
+    params = whole.params | {"dit": jax.tree.map(lambda x: x + 1, whole.params["dit"])}
+    other, moved = save_model(replace(whole, params=params), tmp_path / "other"), tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    resume = lambda init: there.objective.resolve(replace(there, init=str(init)), run)[0]  # noqa: E731
+    assert resume(moved) == resume(folder)
+    told = rf"{re.escape(str(folder))} \({digest}\), and {re.escape(str(other))} has other weights \(\w{{12}}\)"
+    with pytest.raises(BadInput, match=told):
+        resume(other)
+
+    assert load_run(run.path).name == str(run.path)
+    for init, message in ((other, told), (tmp_path / "gone", r"cannot be opened: unknown model .* written as `init`")):
+        rewritten(run, lambda data, init=init: data.update(init=str(init)))
+        message = message.replace(re.escape(str(folder)), re.escape(str(init)))
+        with pytest.raises(BadInput, match=message):
+            load_run(run.path)
+    rewritten(run, lambda data: data.update(init=str(moved)))
+    load_run(run.path)
+
+    rewritten(run, lambda data: data["objective"].pop("digest"))  # of an earlier version: the name tells
+    resume(moved)
+    with pytest.raises(BadInput, match=r"started from .*moved \(digest unknown\), and .* has other weights"):
+        resume(folder)
+
+
+def test_the_digest_of_a_model_whose_files_tell_none(folder, tmp_path):
+    there, digests = experiment(folder), []
+    for name in ("a", "b"):
+        (shutil.copytree(folder, tmp_path / name) / "manifest.json").unlink()
+        resolved, _ = there.objective.resolve(replace(there, init=str(tmp_path / name)), Run(tmp_path / "run"))
+        digests.append(resolved.digest)
+    assert digests[0] == digests[1] and len(digests[0]) == 16
+
+
 def test_what_cannot_be_tuned_says_so(folder, tmp_path):
     with pytest.raises(BadInput, match=r"fine-tuning starts from a model: --init MODEL"):
         train(replace(experiment(folder), init=None), tmp_path / "a")
+    with pytest.raises(BadInput, match=r"--vae board: a model that is fine-tuned keeps its VAE"):
+        train(replace(experiment(folder), vae="board"), tmp_path / "a")
     with pytest.raises(BadInput, match="no matrix is called to_q"):
         train(experiment(folder, lora=LoRA(targets=("to_q",))), tmp_path / "b")
     with pytest.raises(BadInput, match=r"lora\.alpha=0.*must be above 0"):
