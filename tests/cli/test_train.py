@@ -57,11 +57,16 @@ def test_each_core_is_a_device_where_the_experiment_says_so_and_nobody_else_runs
     assert [n for n in (1, 2, 4) if called[-1][0].fits(n)] == [2]
 
 
-def test_dtype_is_that_of_the_computation(called):
+def test_dtype_is_that_of_the_computation(called, capsys):
     assert main(["train", "toyworld", "--dtype", "bfloat16"]) == 0
     objective = called[0][0].objective
     assert (objective.dit.dtype, objective.text.dtype) == ("bfloat16", "bfloat16")
-    assert main(["train", "finetune_folder", "--dtype", "bfloat16"]) == 2
+    assert main(["train", "wan_lora", "--dtype", "float32"]) == 0
+    denoise = called[1][0].objective.denoise
+    assert (denoise.dit.dtype, denoise.text.dtype) == ("float32", "float32")
+    for name in ("finetune_folder", "lora_folder"):
+        assert main(["train", name, "--dtype", "bfloat16"]) == 2
+    assert "--matmul_precision bfloat16 rounds the factors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
