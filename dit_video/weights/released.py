@@ -70,7 +70,7 @@ _MULTISTEP = _ANY | {
 # Class of a scheduler -> the settings that change what it does to a flow: the values that our solver has.
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "UniPCMultistepScheduler": _MULTISTEP | {
-        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # the names of other solvers' mean the first there, too
+        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # names of other solvers, which are read as the first
         "predict_x0": (True,), "lower_order_final": (True,), "disable_corrector": ([],), "solver_p": (None,),
         "use_dynamic_shifting": _OFF, "shift_terminal": _OFF,
     },
