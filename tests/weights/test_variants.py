@@ -97,7 +97,11 @@ def test_the_converters_shift_gives_way_to_the_native_one(tmp_path, caplog):
         ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, "is not read as text_encoder"),
         ("text_encoder/config.json", {"feed_forward_proj": "relu"}, "gated-gelu is"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, r"'DDIMScheduler' is not known"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "is not read"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "epsilon"},
+            'prediction_type is "epsilon", and this solver',
+        ),
     ],
 )
 def test_what_is_not_read_says_so(tmp_path, file, change, message):
