@@ -135,6 +135,7 @@ def test_decoded_as_it_was_then(here, inspect, capsys, monkeypatch):
     code, report, _ = inspect("new_1.gif", "--rerun")
     assert (code, report["metadata"]["decoded"]) == (0, {"slots": 1, "tiles": [3, 3, 1]})
     assert report["rerun"]["changed"] == []
+    assert inspect(rewrite(here / "new_1.gif", decoded={"slots": 4, "tiles": None}), "--rerun")[0] == 1
     name = rewrite(here / "new_1.gif", decoded={"slots": 1, "tiles": [3, 3, 1], "dtype": "bfloat16"})
     told = inspect_verb.changes(json.loads((here / name).read_text()), report["metadata"])
     assert len(told) == 1 and told[0].startswith("decoded: {'slots': 1")
