@@ -108,6 +108,8 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.cli.generate import prepare_jax
     from dit_video.core.errors import BadInput, MissingError
 
+    if metadata.get("by") == "run.py":
+        raise BadInput(f"{args.file} was made by an export's run.py: without --rerun its flags are shown, for it.")
     stored = metadata.get("frames_sha256")
     if not stored:
         raise BadInput(f"{args.file} has no hash of its frames: it was stopped before they were decoded.")

@@ -38,7 +38,9 @@ class Folder:
 
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> "FolderReader":
         """Lists the files. Raises `MissingError` when there is no folder or nothing in it, `BadInput` for a
-        metadata.jsonl that cannot be read."""
+        metadata.jsonl that cannot be read, and for a `held_out` that leaves nothing to train on."""
+        if not 0 <= self.held_out < 1:
+            raise BadInput(f"data.held_out={self.held_out}: a part of the clips, 0 to less than 1")
         return FolderReader(self, tuple(buckets), held_out)
 
 
@@ -70,23 +72,28 @@ def _from_table(store: Store) -> list[tuple[str, str]]:
         try:
             line = raw.decode("utf-8")
             row = json.loads(line)
-            found.append((str(row["file_name"]), " ".join(str(row["text"]).split())))
+            name, text = row["file_name"], row["text"]
+            if not isinstance(name, str) or not isinstance(text, str | None):
+                raise TypeError(f"file_name {name!r}, text {text!r}: words are wanted")
+            found.append((name, " ".join((text or "").split())))
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(
                 f'{store}/{TABLE}, line {number}: {error!r}. A line is {{"file_name": "a.mp4", "text": "a caption"}}.'
             ) from None
     if not found:
         raise MissingError(f"{store}/{TABLE} has no lines: it names no clips")
+    if bare := [name for name, text in found if not text]:
+        log.warning("%d of %d clips of %s have no caption: %s ...", len(bare), len(found), TABLE, bare[0])
     return sorted(found)
 
 
 def part(clips: list[tuple[str, str]], share: float, held_out: bool) -> list[tuple[str, str]]:
-    """The clips of training, or those that it never sees: `share` of them, at least one. By the name, so that most
-    files stay on their side when others are added."""
+    """The clips of training, or those that it never sees: `share` of them, at least one on each side. By the name, so
+    that most files stay on their side when others are added."""
     if len(clips) < 2:
         return clips
     clips = sorted(clips, key=lambda clip: hashlib.sha256(PurePosixPath(clip[0]).name.encode()).digest())
-    count = max(1, round(len(clips) * share)) if share > 0 else 0
+    count = min(len(clips) - 1, max(1, round(len(clips) * share))) if share > 0 else 0
     return clips[:count] if held_out and count else clips[count:]
 
 

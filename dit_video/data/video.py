@@ -321,6 +321,8 @@ def _iterate_pictures(path: Path, start: float):
                 lengths.append(float(page.info.get("duration", 0)) / 1000)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}).") from error
+    if len(frames) > 1:  # as browsers do: many files say 0 and mean "fast"
+        lengths = [length if length > 0.01 else 0.1 for length in lengths]
     seconds = sum(lengths)
     fps = len(frames) / seconds if seconds else 1.0
     times = np.concatenate([[0.0], np.cumsum(lengths[:-1])]) if seconds else np.arange(len(frames)) / fps

@@ -21,6 +21,7 @@ from dit_video.evals.quality import entry
 from dit_video.evals.toyworld import Sampling, Subject, make, read
 
 _SUBSETS = 100  # halves of the clips, for the interval
+_LEAST = 0.3  # deviation of a state's column: that of a word that one clip in ten has
 _WORDS = {"shape": words.SHAPES, "colour": words.COLOURS, "motion": (*words.MOTIONS, "unclear"),
           "direction": words.DIRECTIONS}  # fmt: skip
 
@@ -64,10 +65,13 @@ def mmd(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> float:
     return float(within - 2 * xy.mean())
 
 
-def distance(x: Float[np.ndarray, "N D"], reference: Float[np.ndarray, "M D"], seed: int = 0) -> dict[str, float]:
+def distance(
+    x: Float[np.ndarray, "N D"], reference: Float[np.ndarray, "M D"], least: float = 1e-3, seed: int = 0
+) -> dict[str, float]:
     """`mmd` after both are scaled to the reference's mean and deviation, as an entry of a report; the interval is that
-    of halves of both, so wider than the number's own."""
-    middle, scale = reference.mean(0), reference.std(0) + 1e-3
+    of halves of both, so wider than the number's own. least: of a deviation: what never differs in the reference would
+    else outweigh all the rest as soon as it differs once."""
+    middle, scale = reference.mean(0), np.maximum(reference.std(0), least)
     x, y = (x - middle) / scale, (reference - middle) / scale
     rng, half = np.random.default_rng(seed), max(2, min(len(x), len(y)) // 2)
     drawn = [mmd(*(a[rng.permutation(len(a))[:half]] for a in (x, y))) for _ in range(_SUBSETS)]
@@ -91,7 +95,10 @@ def evaluate(
     with progress.phase("features"):
         seen = {name: features(own) for name, own in sets.items()}
     rows = {
-        name: {"states": distance(states[name], states["known"]), "features": distance(seen[name], seen["known"])}
+        name: {
+            "states": distance(states[name], states["known"], _LEAST),
+            "features": distance(seen[name], seen["known"]),
+        }
         for name in ("model", "renders", "frozen")
     }
     reference = {name: {kind: one["value"] for kind, one in rows[name].items()} for name in ("renders", "frozen")}

@@ -195,6 +195,7 @@ def test_a_model_or_a_picture_that_has_moved(here, inspect):
     "changes, code, message",
     [
         ({"frames_sha256": None}, 2, "no hash of its frames"),
+        ({"frames_sha256": None, "by": "run.py"}, 2, "made by an export's run.py"),
         ({"teleport": {"to": "mars"}}, 2, "was made with teleport"),
         ({"latents": "given"}, 2, "was made with latents"),
         ({"given": [{"hologram": "old.mp4", "frames": 9}]}, 2, "was made with given"),

@@ -93,6 +93,10 @@ def test_held_out_files_stay_out(clips):
     train, held = source.open(BUCKETS), source.open(BUCKETS, held_out=True)
     assert {c[0] for c in train.clips}.isdisjoint(c[0] for c in held.clips)
     assert (len(train.clips), len(held.clips)) == (5, 2)
+    almost = Folder(str(clips), held_out=0.99)
+    assert [len(almost.open(BUCKETS, held_out=held).clips) for held in (False, True)] == [1, 6]
+    with pytest.raises(BadInput, match="0 to less than 1"):
+        Folder(str(clips), held_out=1.0).open(BUCKETS)
 
 
 def test_metadata_jsonl(tmp_path):
@@ -109,6 +113,18 @@ def test_metadata_jsonl(tmp_path):
     (tmp_path / "metadata.jsonl").write_bytes(b'\n{"file_name": "a.mp4", "text": "caf\xe9"}\n')
     with pytest.raises(BadInput, match="line 2.*UnicodeDecodeError"):
         Folder(str(tmp_path)).open(BUCKETS)
+    for row in ({"file_name": "a.mp4", "text": ["x"]}, {"file_name": None, "text": "x"}):
+        (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+        with pytest.raises(BadInput, match="line 1.*words are wanted"):
+            Folder(str(tmp_path)).open(BUCKETS)
+
+
+def test_a_line_of_metadata_without_a_caption(tmp_path, caplog):
+    write_video(tmp_path / "a.mp4", ramp(9, 32, 32), fps=8)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": null}\n')
+    reader = Folder(str(tmp_path), held_out=0.0).open(BUCKETS)
+    assert "1 of 1 clips of metadata.jsonl have no caption: a.mp4" in caplog.text
+    assert reader.load(0).caption == ""
 
 
 def test_a_folder_without_clips(tmp_path):

@@ -51,6 +51,18 @@ def test_saturated_colours_come_back(tmp_path, suffix, tolerance):
     np.testing.assert_allclose(back.timestamps, np.arange(5) / 8, atol=0.011)
 
 
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_pictures_that_are_to_be_shown_for_no_time(tmp_path, suffix):
+    """As browsers do: a tenth of a second each."""
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(frame) for frame in patches())
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=rest, duration=0, loop=0)
+    back = read_video(tmp_path / f"a.{suffix}")
+    assert back.fps == pytest.approx(10)
+    np.testing.assert_allclose(back.timestamps, np.arange(5) / 10, atol=1e-6)
+
+
 def test_mp4_is_bt709_yuv420p_with_the_index_in_front(tmp_path):
     import av
 

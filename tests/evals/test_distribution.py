@@ -33,6 +33,17 @@ def test_mmd_is_unbiased(rng):
     assert np.mean(apart) == pytest.approx(3 * first + 3 * second + third, abs=4 * np.std(apart) / 20)
 
 
+def test_two_clips_that_cannot_be_read_do_not_outweigh_all_others(rng):
+    """Nor does it matter whether a render is among those that cannot be read."""
+    flags = lambda n, bad: np.concatenate([np.eye(n)[:, :bad].sum(1, keepdims=True), rng.normal(size=(n, 9))], 1)  # noqa: E731
+    reference, found = flags(400, 0), flags(400, 24)
+    alone = distance(flags(400, 2), reference, least=0.3)["value"]
+    assert abs(alone) < 0.05
+    assert distance(found, flags(400, 1), least=0.3)["value"] == pytest.approx(
+        distance(found, reference, least=0.3)["value"], abs=0.1
+    )
+
+
 def test_distance_does_not_care_for_units(rng):
     x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 4)) + 0.3
     scale = np.array([1.0, 7.0, 40.0, 3.0])

@@ -171,6 +171,10 @@ def test_run_py_shares_the_definitions(run, tiny):
         ("--latents LATENTS", "(1, 3, 4, 4, 4) wanted"),
         ("--latents NOWHERE", "No such file"),
         ("--latents TEXT", "holds no latents"),
+        ("--latents EMPTY", "holds no latents"),
+        ("--latents ZIP", "holds no latents"),
+        ("--fps 0", "more than 0"),
+        ("--fps nan", "more than 0"),
         ("--output TEXT/a.npy", "File exists"),
         ("--num_frames 13", "13x32x32: this export makes"),
     ],
@@ -181,9 +185,11 @@ def test_run_py_refuses(run, flags, said, capsys, tmp_path, monkeypatch):
     np.save("LATENTS", np.zeros((3, 4, 4, 1), np.float32))
     Path("LATENTS.npy").rename("LATENTS")
     Path("TEXT").write_text("mine")
+    Path("EMPTY").touch()
+    Path("ZIP").write_bytes(b"PK\x03\x04, cut")
     assert run["main"](["--prompt", "a", "--num_frames", "9", *flags.split()]) == 2
     assert said in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATENTS", "TEXT"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "LATENTS", "TEXT", "ZIP"]
 
 
 def test_run_py_names_what_is_missing(run, capsys, tmp_path, monkeypatch):
