@@ -21,7 +21,7 @@ from dit_video.data.buckets import Bucket, nearest
 from dit_video.data.loader import Sample, generator, to_float
 from dit_video.data.scenes import fit
 from dit_video.data.store import Store
-from dit_video.data.video import STILL_SUFFIXES, VIDEO_SUFFIXES, iterate_video, read_picture, resample_indices
+from dit_video.data.video import STILL_SUFFIXES, VIDEO_SUFFIXES, is_still, iterate_video, read_picture, resample_indices
 
 MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".gif", ".webp")
 TABLE = "metadata.jsonl"
@@ -141,7 +141,7 @@ class FolderReader:
 
     def _read(self, path: Path, rng: np.random.Generator) -> tuple[int, UInt8[np.ndarray, "T H W 3"]]:
         """Bucket, and frames in its size; of a longer video a stretch that starts anywhere."""
-        if path.suffix.lower() in STILL_SUFFIXES:
+        if is_still(path):
             still = read_picture(path)
             which = self._bucket(1, *still.shape[:2])
             bucket = self.buckets[which]

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from dit_video.core.errors import BadInput
 from dit_video.data.buckets import Bucket, nearest
 from dit_video.data.store import Store
-from dit_video.data.video import STILL_SUFFIXES, begins_by, iterate_video, read_picture
+from dit_video.data.video import begins_by, is_still, iterate_video, read_picture
 
 Frame = UInt8[np.ndarray, "H W 3"]
 
@@ -129,7 +129,7 @@ def at_rate(frames: Iterable[tuple[Frame, float]], fps: float) -> Iterator[tuple
 def cut_file(path: Path, buckets: Sequence[Bucket], cutting: Cutting) -> Iterator[Cut | Dropped]:
     """The clips of a video or a picture, in their order. Raises `BadInput` for one that does not decode, after the
     clips that did."""
-    if path.suffix.lower() in STILL_SUFFIXES:
+    if is_still(path):
         still = read_picture(path)
         which = nearest(buckets, 1, *still.shape[:2])
         if min(still.shape[:2]) < cutting.min_side:

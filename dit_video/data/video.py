@@ -331,6 +331,20 @@ def _iterate_pictures(path: Path, start: float):
             yield frame, float(time), fps, metadata
 
 
+def is_still(path: Path) -> bool:
+    """Whether a file is one picture: by its name, a GIF or WebP by what is in it; not one that does not decode."""
+    from PIL import Image
+
+    suffix = path.suffix.lower()
+    if suffix in STILL_SUFFIXES or suffix not in PICTURE_SUFFIXES:
+        return suffix in STILL_SUFFIXES
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "n_frames", 1) == 1
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return False
+
+
 def upright(picture: Any) -> UInt8[np.ndarray, "H W 3"]:
     """RGB of a PIL image: a camera's EXIF orientation is followed, what is transparent is white."""
     from PIL import Image, ImageOps

@@ -101,6 +101,15 @@ def test_a_pictures_exif_orientation_is_followed(tmp_path):
     assert clips(tmp_path / "turned.jpg", BUCKETS[:2]) == [Dropped("a still, and no bucket has one frame")]
 
 
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_a_still_in_a_file_that_could_move(tmp_path, suffix):
+    from PIL import Image
+
+    Image.fromarray(grey([90])[0]).save(tmp_path / f"a.{suffix}")
+    (still,) = cut_file(tmp_path / f"a.{suffix}", (Bucket(1, 32, 32), Bucket(9, 32, 32)), Cutting())
+    assert isinstance(still, Cut) and (still.bucket, still.frames.shape) == (0, (1, 32, 32, 3))
+
+
 def moving(count, background, start=0, step=1):
     """A white square that moves over a background."""
     frames = np.full((count, 64, 64, 3), background, np.uint8)
