@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,22 +113,16 @@ def speed(run: Path) -> float | None:
     return len(rates) / sum(1 / rate for rate in rates) if rates else None
 
 
-def velocity_errors(model: Any, data: str, count: int) -> list[float]:
-    """Mean squared error of the velocity at each of TIMES, of held-out clips of the model's own size and their
-    captions."""
-    from dit_video.data.buckets import Bucket
-    from dit_video.data.latents import Latents
-    from dit_video.diffusion.flow import RectifiedFlow, flow_loss, training_time
+def velocity_error(model: Any) -> Callable[..., Any]:
+    """A function of latents (B, T, H, W, C), noise, one time, tokens (B, L) and their lengths (B,): the mean squared
+    error of the velocity of each clip (B,), without guidance."""
+    from dit_video.diffusion.flow import RectifiedFlow, training_time
+    from dit_video.weights.folder import read
     from dit_video.weights.model import abstract
 
-    d, vae, path = model.defaults, model.vae, RectifiedFlow()
-    reader = Latents(data, noise=0.0).open((Bucket(d.num_frames, d.height, d.width),), held_out=True)
-    found = [sample for i in range(min(count, reader.total)) if (sample := reader.load(i)) is not None]
-    raw = np.stack([sample.arrays["latents"] for sample in found])
-    z = (raw - np.float32(vae.latents_mean or 0)) / np.float32(vae.latents_std or 1)
-    tokens = model.tokenizer.encode([sample.caption for sample in found], max_length=model.dit.text_len)
-    noise = np.random.default_rng(0).standard_normal(z.shape, np.float32)
+    path = RectifiedFlow()
     graphs = {part: nnx.split(abstract(getattr(model, part)))[0] for part in ("dit", "text")}
+    params = jax.device_put({part: read(model.params[part], np.float32) for part in graphs})
 
     @jax.jit
     def error(params: Any, z: Any, noise: Any, t: Any, ids: Any, length: Any) -> Any:
@@ -135,15 +130,28 @@ def velocity_errors(model: Any, data: str, count: int) -> list[float]:
         text = nnx.merge(graphs["text"], params["text"])(ids, length)
         x = path.add_noise(z, noise, time.field(z.shape))
         velocity = nnx.merge(graphs["dit"], params["dit"])(x, time, text, None)
-        return flow_loss(velocity, path.velocity_target(z, noise), time)
+        return jnp.square(velocity - path.velocity_target(z, noise)).mean((1, 2, 3, 4))
 
-    params = jax.device_put({part: model.params[part] for part in graphs})
+    return lambda z, noise, t, ids, length: error(params, z, noise, np.float32(t), ids, length)
+
+
+def velocity_errors(model: Any, data: str, count: int) -> list[float]:
+    """Mean squared error of the velocity at each of TIMES, of held-out clips of the model's own size and their
+    captions."""
+    from dit_video.data.buckets import Bucket
+    from dit_video.data.latents import Latents
+
+    d, vae = model.defaults, model.vae
+    reader = Latents(data, noise=0.0).open((Bucket(d.num_frames, d.height, d.width),), held_out=True)
+    found = [sample for i in range(min(count, reader.total)) if (sample := reader.load(i)) is not None]
+    raw = np.stack([sample.arrays["latents"] for sample in found])
+    z = (raw - np.float32(vae.latents_mean or 0)) / np.float32(vae.latents_std or 1)
+    tokens = model.tokenizer.encode([sample.caption for sample in found], max_length=model.dit.text_len)
+    noise = np.random.default_rng(0).standard_normal(z.shape, np.float32)
+    error = velocity_error(model)
     at_once = min(AT_ONCE, len(z))
     parts = [slice(i, i + at_once) for i in range(0, len(z) - at_once + 1, at_once)]
-    return [
-        float(np.mean([error(params, z[p], noise[p], np.float32(t), tokens.ids[p], tokens.length[p]) for p in parts]))
-        for t in TIMES
-    ]
+    return [float(np.mean([error(z[p], noise[p], t, tokens.ids[p], tokens.length[p]) for p in parts])) for t in TIMES]
 
 
 def judged(run: Path, count: int, *flags: str) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from trial import velocity_error
 
 TIMES = (0.45, 0.6, 0.75, 0.88)
 DRAWS = 2  # of noise
@@ -34,19 +34,14 @@ def said(words: dict[str, str]) -> str:
 def scenes(kind: str, values: tuple[str, ...], count: int, height: int, width: int) -> tuple[list[Any], list[Any]]:
     """`count` scenes of each value, and their words. What moves moves right: one prompt for all values."""
     from dit_video.data.toyworld.draw import make_scene
-    from dit_video.data.toyworld.splits import sample_scene
 
     rng, drawn, words = np.random.default_rng(0), [], []
-    for value in values:
-        found = 0
-        while found < count:
-            body = sample_scene(rng, plain=1.0, height=height, width=width).bodies[0]
-            if getattr(body, kind) == value:
-                own = {"shape": body.shape, "colour": body.colour, "motion": body.motion}
-                way = "right" if body.motion == "moves" else None
-                drawn.append(make_scene(rng, height=height, width=width, direction=way, **own))
-                words.append(own)
-                found += 1
+    for value in np.repeat(values, count):
+        body = make_scene(rng, **{kind: str(value)}).bodies[0]
+        own = {"shape": body.shape, "colour": body.colour, "motion": body.motion}
+        way = "right" if body.motion == "moves" else None
+        drawn.append(make_scene(rng, height=height, width=width, direction=way, **own))
+        words.append(own)
     return drawn, words
 
 
@@ -54,41 +49,34 @@ def growth(model: Any, kind: str, values: tuple[str, ...], count: int) -> dict[s
     """{value shown: {value said: percent by which the error grows}}."""
     from dit_video.data.toyworld.motion import pack
     from dit_video.data.toyworld.render import render_batch
-    from dit_video.diffusion.flow import RectifiedFlow, training_time
     from dit_video.weights.folder import read
     from dit_video.weights.model import abstract
 
-    d, path = model.defaults, RectifiedFlow()
+    d = model.defaults
     drawn, words = scenes(kind, values, count, d.height, d.width)
-    graphs = {part: nnx.split(abstract(getattr(model, part)))[0] for part in ("dit", "text", "vae")}
-    params = jax.device_put({part: read(model.params[part], np.float32) for part in graphs})
+    graph, _ = nnx.split(abstract(model.vae))
+    vae = jax.device_put(read(model.params["vae"], np.float32))
 
     @jax.jit
     def encode(vae: Any, frames: Any) -> Any:
-        module = nnx.merge(graphs["vae"], vae)
+        module = nnx.merge(graph, vae)
         return module.normalize(module.encode(frames)[0])
 
-    @jax.jit
-    def errors(params: Any, z: Any, noise: Any, t: Any, ids: Any, length: Any) -> Any:
-        time = training_time(jnp.full(len(z), t), jnp.zeros(z.shape[:4], bool))
-        text = nnx.merge(graphs["text"], params["text"])(ids, length)
-        x = path.add_noise(z, noise, time.field(z.shape))
-        velocity = nnx.merge(graphs["dit"], params["dit"])(x, time, text, None)
-        return jnp.square(velocity - path.velocity_target(z, noise)).mean((1, 2, 3, 4))
-
+    errors = velocity_error(model)
     render = partial(render_batch, frames=d.num_frames, height=d.height, width=d.width)
     batches = [pack(drawn[i : i + count]) for i in range(0, len(drawn), count)]
-    z = np.concatenate([encode(params["vae"], render(batch)) for batch in batches])
+    z = np.concatenate([encode(vae, render(batch)) for batch in batches])
     noise = np.random.default_rng(1).standard_normal((DRAWS, *z.shape), np.float32)
 
     def error(value: str | None) -> np.ndarray:
         """(values, times), where `value` is said of all (None: of each its own)."""
-        tokens = model.tokenizer.encode([said(w if value is None else {**w, kind: value}) for w in words])
-        out = [[errors(params, z, n, np.float32(t), tokens.ids, tokens.length) for n in noise] for t in TIMES]
+        prompts = [said(w if value is None else {**w, kind: value}) for w in words]
+        tokens = model.tokenizer.encode(prompts, max_length=model.dit.text_len)
+        out = [[errors(z, n, t, tokens.ids, tokens.length) for n in noise] for t in TIMES]
         return np.mean(out, axis=1).reshape(len(TIMES), len(values), count).mean(2).T
 
     right = error(None)
-    grown = {said: 100 * (error(said) / right - 1).mean(1) for said in values}
+    grown = {value: 100 * (error(value) / right - 1).mean(1) for value in values}
     return {
         shown: {other: float(grown[other][i]) for other in values if other != shown} for i, shown in enumerate(values)
     }

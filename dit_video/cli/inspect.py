@@ -109,7 +109,8 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     from dit_video.core.errors import BadInput, MissingError
 
     if metadata.get("by") == "run.py":
-        raise BadInput(f"{args.file} was made by an export's run.py: without --rerun its flags are shown, for it.")
+        why = "made by an export's run.py, which makes it again: `inspect` without --rerun shows the flags for it"
+        raise BadInput(f"{args.file} was {why}.")
     stored = metadata.get("frames_sha256")
     if not stored:
         raise BadInput(f"{args.file} has no hash of its frames: it was stopped before they were decoded.")

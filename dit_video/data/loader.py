@@ -95,6 +95,7 @@ class ToyworldReader:
 
     def __init__(self, source: Toyworld, buckets: tuple[Bucket, ...], held_out: bool):
         self.source, self.buckets, self.held_out = source, buckets, held_out
+        self.often = {} if held_out else dict(source.often)
         dealt = deal(buckets, max(16, len(buckets)))
         self.order = [dealt[i] for i in generator(source.seed).permutation(len(dealt))]
 
@@ -114,9 +115,8 @@ class ToyworldReader:
         from dit_video.data.toyworld.splits import sample_scene
 
         split = "heldout" if self.held_out else "train"
-        often = {} if self.held_out else dict(self.source.often)
         rng = generator(self.source.seed, draw, int(self.held_out))
-        scene = sample_scene(rng, split, self.source.plain, self.source.two, bucket.height, bucket.width, often)
+        scene = sample_scene(rng, split, self.source.plain, self.source.two, bucket.height, bucket.width, self.often)
         return scene, caption(scene, rng, split)
 
     def frames(self, arrays: Any, bucket: int) -> Video:

@@ -22,6 +22,7 @@ Frames = UInt8[np.ndarray, "T H W 3"]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PICTURE_SUFFIXES = (".gif", ".webp", ".png")  # Pillow writes and reads these
 STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises of a broken file, beside its own
 WRITE_SUFFIXES = (".mp4", *PICTURE_SUFFIXES)
 BT709 = 1  # of H.273: the same number for matrix, primaries and transfer
 LIMITED_RANGE, FULL_RANGE = 1, 2  # "TV" 16..235 and "PC" 0..255, as libav counts them
@@ -319,7 +320,7 @@ def _iterate_pictures(path: Path, start: float):
             for page in ImageSequence.Iterator(picture):
                 frames.append(np.asarray(page.convert("RGB")))
                 lengths.append(float(page.info.get("duration", 0)) / 1000)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*UNDECODABLE, Image.DecompressionBombError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}).") from error
     if len(frames) > 1:  # as browsers do: many files say 0 and mean "fast"
         lengths = [length if length > 0.01 else 0.1 for length in lengths]
@@ -341,7 +342,7 @@ def is_still(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
             return getattr(picture, "n_frames", 1) == 1
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+    except (*UNDECODABLE, Image.DecompressionBombError):
         return False
 
 
@@ -358,13 +359,13 @@ def upright(picture: Any) -> UInt8[np.ndarray, "H W 3"]:
 
 def read_picture(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "H W 3"]:
     """A still, as `upright` makes it. Raises MissingError and BadInput."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     check_file(Path(path))
     try:
         with Image.open(path) as picture:
             return upright(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*UNDECODABLE, Image.DecompressionBombError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}). Use a PNG, JPEG or WebP file.") from error
 
 

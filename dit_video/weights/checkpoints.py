@@ -280,7 +280,8 @@ class Run:
         told = self.experiment() if self.has_checkpoint() else None
         if told and "denoise" in told["objective"]:
             began = told["objective"].get("digest", "")  # runs of earlier versions have the name alone
-            if began != digest if began else told["init"] != start.name:
+            same = began == digest if began else told["init"] == start.name
+            if not same:
                 raise BadInput(
                     f"{self.path} started from {told['init']} ({began or 'digest unknown'}), and {start.name} has "
                     f"other weights ({digest}), in which what was learnt means nothing. Give the model that it started "

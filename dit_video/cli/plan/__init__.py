@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.generate:
         from dit_video.cli.plan.generation import plan_generation
 
-        plan = plan_generation(experiment, target, **({} if steps is None else {"steps": steps}))
+        plan = plan_generation(experiment, target, steps)
     else:
         from dit_video.cli.plan.predict import plan_training
 

@@ -34,9 +34,9 @@ from dit_video.weights.place import placed
 STEPS = 50  # the default of the Wan family
 
 
-def plan_generation(experiment: Experiment, target: Target, steps: int = STEPS) -> Plan:
+def plan_generation(experiment: Experiment, target: Target, steps: int | None = None) -> Plan:
     """A clip of the experiment's first bucket, with guidance, both branches in one batch."""
-    objective = filled(experiment)
+    objective, steps = filled(experiment), STEPS if steps is None else steps
     holder = objective.denoise if isinstance(objective, FineTune) else objective
     dit, bucket = replace(holder.dit, remat="none"), experiment.buckets[0]
     vae = replace(vae_of(experiment, dit.out_channels), conv="direct", dtype="bfloat16")

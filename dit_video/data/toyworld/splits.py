@@ -112,7 +112,8 @@ def sample_scene(
     kind a shape or a motion is drawn.
     """
     often = often or {}
-    check_often(often)
+    if often:
+        check_often(often)
     is_plain, has_two = rng.random() < plain, rng.random() < two
     for _ in range(_DRAWS):
         scene = _sample(rng, is_plain, has_two, height, width, split, often)
