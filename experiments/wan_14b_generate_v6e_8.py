@@ -9,7 +9,11 @@
     dit-video train experiments/wan_14b_generate_v6e_8.py --init models/wan14b \
         --data gs://BUCKET/latents --workdir runs/style14b
 
-`dit-video plan experiments/wan_14b_generate_v6e_8.py --generate` plans for a clip.
+`dit-video plan experiments/wan_14b_generate_v6e_8.py --generate` plans for a clip, which on the chips is
+
+    dit-video generate "a fox in the snow" --model models/wan14b --mesh data=2,context=4 \
+        --height 720 --width 1280 --num_frames 81
+
 Neither planned to the end nor run yet: see the limits in the README.
 """
 

@@ -28,6 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--overlap", type=int, default=4, metavar="N", help="what tiles share (default %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    parser.add_argument("--mesh", metavar="AXIS=N,...", help="spread over several devices, as `generate` does")
     parser.add_argument("--force", action="store_true", help="overwrite")
 
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from dit_video.generate.pipeline import VideoPipeline
 
     model = about.get("model", {})
-    pipe = VideoPipeline.from_pretrained(args.model or model.get("name") or None, dtype=args.dtype)
+    pipe = VideoPipeline.from_pretrained(args.model or model.get("name") or None, args.mesh, dtype=args.dtype)
     if latents.shape[-1] != pipe.model.vae.z:
         raise BadInput(
             f"{source}: latents of {latents.shape[-1]} channels, and the VAE of {pipe.model.name} has "

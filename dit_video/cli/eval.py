@@ -99,6 +99,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default %(default)s)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="(default %(default)s)")
+    parser.add_argument("--mesh", metavar="AXIS=N,...", help="spread over several devices, as `generate` does")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -195,7 +196,7 @@ class Maker:
     def __init__(self, model: str | None, args: argparse.Namespace):
         from dit_video.generate.pipeline import VideoPipeline
 
-        self.pipe = VideoPipeline.from_pretrained(model, dtype=args.dtype, progress=not args.quiet)
+        self.pipe = VideoPipeline.from_pretrained(model, args.mesh, dtype=args.dtype, progress=not args.quiet)
         self.name, self.hash, self.fps = self.pipe.model.name, self.pipe.hash, self.pipe.model.defaults.fps
 
     def sampling(self, args: argparse.Namespace) -> "Sampling":
@@ -232,10 +233,11 @@ class Maker:
         import numpy as np
 
         programs, vae = self.pipe.programs, self.pipe.params["vae"]
-        encode = programs.prepare({"encode": ((), programs.encode, (vae, clips))})["encode"]
-        latents = np.asarray(encode(vae, clips))
-        decode = programs.prepare({"decode": ((), programs.decode, (vae, latents))})["decode"]
-        return np.asarray(decode(vae, latents)[0])
+        with programs.on_mesh():
+            encode = programs.prepare({"encode": ((), programs.encode, (vae, clips))})["encode"]
+            latents = np.asarray(encode(vae, clips))
+            decode = programs.prepare({"decode": ((), programs.decode, (vae, latents))})["decode"]
+            return np.asarray(decode(vae, latents)[0])
 
     def about(self, args: argparse.Namespace, how: "Sampling", *names: str) -> dict[str, Any]:
         """What a report says of model and settings."""
@@ -283,7 +285,8 @@ def reconstruction(maker: Maker, args: argparse.Namespace, progress: "Progress")
         report, back = suite.evaluate(maker.reconstruct, clips, groups, progress)
     else:
         report, back = suite.evaluate_toyworld(maker.reconstruct, args.count, *size, progress)
-    return report | maker.about(args, how), back, []
+    smaller = suite.compression(back, maker.pipe.model.vae.latent_shape)
+    return report | {"bytes": smaller} | maker.about(args, how), back, []
 
 
 def distribution(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:

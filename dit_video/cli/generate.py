@@ -91,6 +91,8 @@ def add_parser(subparsers: Any) -> None:
                      help="what weights are kept as, to save memory (default: as --dtype)")  # fmt: skip
     how.add_argument("--offload", action="store_true", help="weights of layers stay in the host's memory: slow, small")
     how.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    how.add_argument("--mesh", metavar="AXIS=N,...", help="spread over several devices: clips, and a prompt and its "
+                     "negative (data), tokens (context), weights (fsdp, tensor); such as data=2,context=4")  # fmt: skip
     how.add_argument(
         "--cache", choices=("off", "safe", "fast"), default="off", help="leave out steps that change little"
     )
@@ -158,8 +160,9 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
     from dit_video.generate.request import OPTIONS, resolve
 
     pipe = VideoPipeline.from_pretrained(
-        args.model, dtype=args.dtype, progress=not args.quiet, keep=args.weights, offload=args.offload, lora=args.lora
-    )
+        args.model, args.mesh, args.dtype, progress=not args.quiet, keep=args.weights,
+        offload=args.offload, lora=args.lora,
+    )  # fmt: skip
     names = {"negative_prompt", "image", "num_frames", "height", "width", "fps", "seed", "num_inference_steps",
              "guidance_scale", "guidance_scale_2", "prompt_at", *OPTIONS}  # fmt: skip
     names -= {"keyframes", "num_videos_per_prompt"}

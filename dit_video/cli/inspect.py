@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ ASKED = (
 )  # fmt: skip
 TOLD = (
     "prompt", "prompt_used", "clip", "batch", "strips", "notes", "model", "dtype", "devices", "versions",
-    "frames_sha256", "seconds", "weights", "lora", "strength", "decoded",
+    "frames_sha256", "seconds", "weights", "lora", "strength", "decoded", "mesh",
 )  # fmt: skip
 # Of what else a clip was given, each with where it is from: what that is, and what was said of how to use it.
 GIVEN = {"image": "picture", "reference": "picture", "extend": "footage", "video": "footage", "mask": "mask"}
@@ -118,8 +119,10 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     model = args.model or metadata["model"]["name"]
     prepare_jax(args.device)
 
+    import jax
     import numpy as np
 
+    from dit_video.core.mesh import MeshShape
     from dit_video.diffusion.noise import clip_noise
     from dit_video.generate.clip import frames_sha256
     from dit_video.generate.decode import Tiles
@@ -133,6 +136,8 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     except BadInput as error:
         raise MissingError(f"the model that made it is not there: {error} Give --model.") from error
     how = {"dtype": metadata.get("dtype"), "keep": metadata.get("weights"), "lora": metadata.get("lora", ())}
+    if (mesh := metadata.get("mesh")) and math.prod(mesh.values()) == jax.device_count():
+        how["mesh"] = MeshShape(**mesh)
     pipe = VideoPipeline.from_pretrained(model, progress=not args.quiet, **how)
     if pipe.hash != metadata["model"]["hash"]:
         raise MissingError(
@@ -233,6 +238,7 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of versions and devices is not as it was, and of how many clips were made at once and how decoded."""
     pairs = [(f"versions.{name}", then.get("versions", {}).get(name), x) for name, x in now["versions"].items()]
     pairs += [("devices", then.get("devices"), now["devices"])]
+    pairs += [("mesh", then.get("mesh"), now.get("mesh"))]
     pairs += [("decoded", then.get("decoded", now["decoded"]), now["decoded"])]
     pairs += [("clips at once", *(len(about.get("batch") or [0]) for about in (then, now)))]
     return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]

@@ -36,6 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--with_image", action="store_true", help="also those that start from a picture")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
+    parser.add_argument("--mesh", metavar="AXIS=N,...", help="spread over several devices, as `generate` does")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from dit_video.generate.pipeline import VideoPipeline
     from dit_video.generate.request import resolve
 
-    pipe = VideoPipeline.from_pretrained(args.model, dtype=args.dtype, progress=not args.quiet)
+    pipe = VideoPipeline.from_pretrained(args.model, args.mesh, dtype=args.dtype, progress=not args.quiet)
     how = {"solver": args.solver, "guidance_scale": args.guidance_scale, "num_inference_steps": 1, "seed": 0}
     prompts = {prompt_of(pipe.model, length): length for length in lengths}
     requests = []

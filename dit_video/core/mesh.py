@@ -62,6 +62,21 @@ class MeshShape:
             raise BadInput(f"mesh {self} wants {fixed} devices, there are {devices}. Set one axis to -1.")
         return tuple(sizes)
 
+    @classmethod
+    def parse(cls, text: str) -> "MeshShape":
+        """Of `data=2,context=4`; a data axis that is not named takes the devices that are left. Raises `BadInput`."""
+        names = [f.name for f in fields(cls)]
+        sizes: dict[str, int] = {}
+        for part in text.split(","):
+            name, _, size = (piece.strip() for piece in part.partition("="))
+            if name not in names or name in sizes or not (size == "-1" or (size.isdecimal() and int(size))):
+                raise BadInput(
+                    f"mesh {text!r}: give axes and how many devices each takes (-1: those that are left), each axis "
+                    f"once, such as data=2,context=4. Axes: {', '.join(names)}."
+                )
+            sizes[name] = int(size)
+        return cls(**sizes)
+
     def abstract(self, devices: int) -> AbstractMesh:
         """The mesh over a number of devices without any. Raises as `resolve`."""
         return AbstractMesh(self.resolve(devices), tuple(f.name for f in fields(self)))
@@ -87,6 +102,12 @@ def make_mesh(shape: MeshShape = MeshShape(), devices=None) -> Mesh:
     except NotImplementedError:  # no axis of the mesh is whole sides of the slice: of a side of 8 it takes 4, say
         laid = lay(allow_split_physical_axes=True)
     return Mesh(laid, names, axis_types=types)
+
+
+def as_mesh(given: Mesh | MeshShape | str | None) -> Mesh | None:
+    """Of what a user gives. Raises `BadInput` as `MeshShape.parse` and `make_mesh`."""
+    given = MeshShape.parse(given) if isinstance(given, str) else given
+    return make_mesh(given) if isinstance(given, MeshShape) else given
 
 
 def constrain(x: jax.Array, spec: P) -> jax.Array:

@@ -29,6 +29,7 @@ FAULTS = {  # why a clip cannot be read
     "morphs": "an object changes its shape",
 }
 _WHOLE = 0.015  # relative squared error of an outline below which nothing of it is missing
+_BEHIND = 4  # frames that one object may be hidden by the other; where two are placed, they are apart sooner
 _BLOB = 0.16  # relative squared error of an outline above which it is no shape
 
 
@@ -138,13 +139,8 @@ def _follow(
     s = silhouettes(cover, free)
     if not s.there.any():
         return None, "vanishes", "is not there"
-    gone = np.flatnonzero(~s.there)
-    for t in gone:
-        before, after = np.flatnonzero(s.there[:t]), np.flatnonzero(s.there[t:])
-        if not ((len(before) and s.cut_off[before[-1]]) or (len(after) and s.cut_off[t + after[0]])):
-            return None, "vanishes", f"vanishes in frame {t}"
-    if len(gone) > max(2, 0.2 * count) and ground.camera == "static" and free.all():
-        return None, "vanishes", f"is gone in {len(gone)} of {count} frames"
+    if why := _missing(s, free, ground.camera in ("static", "handheld")):
+        return None, "vanishes", why
     if (s.pieces > 0.2).sum() > 0.15 * count:
         return None, "splits", f"is in pieces in {(s.pieces > 0.2).sum()} of {count} frames"
     x, y, radius = s.x.copy(), s.y.copy(), np.sqrt(np.maximum(s.area, 1.0) / np.pi)
@@ -206,6 +202,35 @@ def _follow(
     if share < AGREE:
         return replace(found, shape="unclear"), "morphs", "changes its shape"
     return found, "", ""
+
+
+def _missing(s: Silhouettes, free: np.ndarray, static: bool) -> str:
+    """Why frames in which an object is not there are explained neither by the frame's edge nor by the other object."""
+    count = len(s.there)
+    gone, there = np.flatnonzero(~s.there), np.flatnonzero(s.there)
+    near, beyond = 2 + 0.5 * np.sqrt(s.area.max() / np.pi), 0  # pixels
+    for run in np.split(gone, np.flatnonzero(np.diff(gone) > 1) + 1) if len(gone) else ():
+        ends = [t for t in (run[0] - 1, run[-1] + 1) if 0 <= t < count]
+        cut = [s.cut_off[t] for t in ends]
+        if not (all(cut) or (len(run) == 1 and any(cut))):
+            return f"vanishes in frame {run[0]}"
+        if all(s.hidden[t] for t in ends):
+            # a camera that moves may leave behind what was hidden at the clip's end
+            when = run if static or len(ends) == 2 else run[:3] if run[0] else run[-3:]
+            places = zip(when, *(np.interp(when, there, a[there]) for a in (s.y, s.x)), strict=True)
+            if len(when) > _BEHIND or any(_distance(~free[t], y, x) > near for t, y, x in places):
+                return f"vanishes in frame {run[0]}, where the other object does not hide it"
+        else:
+            beyond += len(run)
+    if static and beyond > max(2, 0.2 * count):
+        return f"is gone in {beyond} of {count} frames"
+    return ""
+
+
+def _distance(mask: np.ndarray, y: float, x: float) -> float:
+    """From a place to the nearest pixel of a mask (H, W)."""
+    rows, columns = np.nonzero(mask)
+    return float(np.hypot(rows + 0.5 - y, columns + 0.5 - x).min(initial=np.inf))
 
 
 def _sought(

@@ -55,6 +55,13 @@ def added_flicker(before: Frames, after: Frames) -> float:
     return float(np.abs(np.diff(error, axis=0)).mean()) if len(error) > 1 else 0.0
 
 
+def compression(clips: Sequence[Frames], latent_shape: Callable[[int, int, int], tuple[int, ...]]) -> dict[str, float]:
+    """Bytes of the frames over those of their latents in float16, as encoded clips are kept."""
+    frames = sum(clip.nbytes for clip in clips)
+    latents = 2 * sum(int(np.prod(latent_shape(*clip.shape[:3]))) for clip in clips)
+    return {"frames": frames, "latents": latents, "ratio": frames / latents}
+
+
 def evaluate(
     reconstruct: Callable[[np.ndarray], np.ndarray],
     clips: Sequence[Frames],

@@ -98,6 +98,7 @@ def segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray, not_colour
     distances = _colour_table()[_cells(day[t, y, x])]
     votes, off = distances.argmin(-1), distances.min(-1)
     seeds: dict[int, np.ndarray] = {}  # the pixels that are sure to have a colour
+    whole: dict[int, bool] = {}  # whether they are an object, however few frames it is there
     for i in np.argsort(-np.bincount(votes, minlength=len(words.COLOURS))):
         mine = (votes == i) & (off < _SURE) & (contrast[t, y, x] > _CONTRAST)
         if mine.sum() < 0.1 * least * count or words.COLOURS[i] == not_colour:
@@ -107,8 +108,10 @@ def segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray, not_colour
         sure[t[mine], y[mine], x[mine]] = True
         sure &= _neighbours(sure) >= 2  # noise has none
         apart = sure & ~_dilated(np.any(list(seeds.values()), 0), 2) if seeds else sure  # not a rim of another
-        if (apart.sum((1, 2)) > 0.3 * least).mean() > 0.35:
-            seeds[int(i)] = sure
+        areas = apart.sum((1, 2))
+        flashes = bool(((areas[1:] > least) & (areas[:-1] > least)).any())  # a whole object, if only for two frames
+        if flashes or (areas > 0.3 * least).mean() > 0.35:
+            seeds[int(i)], whole[int(i)] = sure, flashes
     names = list(seeds)
     if not names:
         return none("colours", "no object has a colour of this world")
@@ -116,9 +119,12 @@ def segment(day: np.ndarray, contrast: np.ndarray, tones: np.ndarray, not_colour
         return none("colours", f"{len(names)} colours: " + ", ".join(words.COLOURS[i] for i in names))
     covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
     lasting = [(cover > 0.5).sum((1, 2)) > 0.6 * least for cover in covers]
-    if len(names) == 2 and min(each.mean() for each in lasting) < 0.5:
-        names = [names[int(np.argmax([each.mean() for each in lasting]))]]  # the other is a flaw of a few frames
-        covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
+    seldom = int(np.argmin([each.mean() for each in lasting]))
+    if len(names) == 2 and lasting[seldom].mean() < 0.5:
+        beside = whole[names[seldom]] and (lasting[0] & lasting[1]).sum() > 1
+        if not beside:  # a flaw of a few frames, or the same object in another colour
+            names = [names[1 - seldom]]
+            covers = _shared(names, seeds, day, contrast, tones, (t, y, x), distances)
     shares = []
     for i, cover in zip(names, covers, strict=True):
         sure = (cover[t, y, x] > 0.4) & (off < _SURE)
@@ -188,13 +194,15 @@ def _mixed(pixels: np.ndarray, tones: np.ndarray, colours: list[int]) -> np.ndar
 
 @dataclass
 class Silhouettes:
-    """Of one object in every frame, in pixels; `cut_off`: by the frame's edge or by the other object."""
+    """Of one object in every frame, in pixels; `hidden`: cut off by the other object; `cut_off`: by that or by the
+    frame's edge."""
 
     cover: np.ndarray
     x: np.ndarray
     y: np.ndarray
     area: np.ndarray
     there: np.ndarray
+    hidden: np.ndarray
     cut_off: np.ndarray
     pieces: np.ndarray  # share of the area outside of the largest piece
 
@@ -229,4 +237,4 @@ def silhouettes(cover: Float[np.ndarray, "T H W"], free: Bool[np.ndarray, "T H W
     y = (cover.sum(2) @ (np.arange(height) + 0.5)) / total_area
     edge = np.stack([cover[:, 0].max(-1), cover[:, -1].max(-1), cover[:, :, 0].max(-1), cover[:, :, -1].max(-1)]).max(0)
     there = area > 0.5 * _SMALLEST * min(height, width) ** 2
-    return Silhouettes(cover, x, y, area, there, (edge > 0.4) | hidden, np.where(hidden, 0, pieces))
+    return Silhouettes(cover, x, y, area, there, hidden, (edge > 0.4) | hidden, np.where(hidden, 0, pieces))

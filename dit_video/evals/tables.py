@@ -99,6 +99,9 @@ def _numbers(report: Mapping[str, Any]) -> list[Table]:
         out.append(Table(f"by {split}", ["", *names], rows))
     for name, row in report.get("reference", {}).items():
         out.append(Table(f"reference: {name}", list(row), [[number(value) for value in row.values()]]))
+    if "bytes" in report:
+        row = [number(value) for value in report["bytes"].values()]
+        out.append(Table("bytes in over bytes out (latents in float16)", list(report["bytes"]), [row]))
     if "judge" in report:
         row = [percent(value) for value in report["judge"].values()]
         out.append(Table("what the judge reads right in them, %", list(report["judge"]), [row]))

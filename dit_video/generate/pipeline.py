@@ -21,7 +21,7 @@ from jaxtyping import Float
 from dit_video import __version__
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.log import Progress, log
-from dit_video.core.mesh import MeshShape, Rules, make_mesh, shardings
+from dit_video.core.mesh import MeshShape, Rules, as_mesh, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
 from dit_video.generate.calibrate import STEPS, calibrate
@@ -56,7 +56,7 @@ class VideoPipeline:
     def __init__(
         self,
         model: "Model",
-        mesh: Mesh | MeshShape | None = None,
+        mesh: Mesh | MeshShape | str | None = None,
         dtype: str | None = None,
         rules: Rules = Rules(),
         progress: bool = False,
@@ -65,10 +65,10 @@ class VideoPipeline:
     ):
         """`dtype` of the computation: float32, bfloat16, or None or "auto" for what suits the device; the solver stays
         float32. `keep`: what matrices are kept as (float32, bfloat16, int8); None: as they are computed with.
-        `offload`: those of layers stay in the host's memory. With a mesh, weights lie as their logical axes say and the
-        batch is split."""
+        `offload`: those of layers stay in the host's memory. With a mesh (or its axes,
+        such as "data=2,context=4"), weights lie as their logical axes say and the batch is split."""
         abilities(model)  # raises for a structure that is not run
-        self.mesh = make_mesh(mesh) if isinstance(mesh, MeshShape) else mesh
+        self.mesh = as_mesh(mesh)
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         self.dtype = choose_dtype(dtype, device.platform)
         conv = "folded" if device.platform == "cpu" else "direct"
@@ -94,7 +94,7 @@ class VideoPipeline:
     def from_pretrained(
         cls,
         model: str | os.PathLike[str] | None = None,
-        mesh: Mesh | MeshShape | None = None,
+        mesh: Mesh | MeshShape | str | None = None,
         dtype: str | None = None,
         progress: bool = False,
         keep: str | None = None,
@@ -111,6 +111,7 @@ class VideoPipeline:
         from dit_video.weights.lora import merge_files
 
         began = time.perf_counter()
+        mesh = as_mesh(mesh)
         pipe = cls(merge_files(open_base(model), lora), mesh, dtype, progress=progress, keep=keep, offload=offload)
         pipe.load_seconds, pipe.lora = time.perf_counter() - began, tuple(lora)
         return pipe
@@ -373,6 +374,7 @@ class VideoPipeline:
             "devices": [d.device_kind for d in ([jax.devices()[0]] if self.mesh is None else self.mesh.devices.flat)],
             "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},
         }
+        about |= {} if self.mesh is None else {"mesh": dict(self.mesh.shape)}
         about |= request.how() | ({"lora": list(self.lora)} if self.lora else {})
         return about | ({"weights": self.keep} if self.keep != self.dtype else {})
 

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -245,3 +246,36 @@ def test_a_variant_by_its_flags(here, checkout, capsys):
     said(capsys)
     assert main([*command, "--force", "--guidance_scale_2", "2"]) == 2
     assert "--guidance_scale_2 is for models of two denoisers" in said(capsys)[1]
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
+@pytest.mark.parametrize(
+    ("mesh", "more"),
+    [
+        ("data=2,context=2,tensor=2", []),
+        pytest.param("fsdp=4", ["--image", "first.png"], marks=pytest.mark.slow),
+        ("context=8", ["--long", "window", "--num_frames", "17", "--window", "3", "--overlap", "1"]),
+        pytest.param("context=4", ["--long", "extend", "--num_frames", "17", "--window", "3"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_clip_on_a_mesh_is_the_clip_of_one_device_and_is_made_again(model, here, capsys, mesh, more):
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save("first.png")
+    line = ["generate", PROMPT, "--model", model, "--seed", "4", "--save_latents", *more]
+    assert main([*line, "--output", "one.mp4"]) == 0
+    assert main([*line, "--output", "many.mp4", "--mesh", mesh]) == 0
+    one, many = (load_latents(here / f"{name}.latents.npz")[0] for name in ("one", "many"))
+    np.testing.assert_allclose(many, one, atol=1e-4)
+    sizes = json.loads((here / "many.json").read_text())["mesh"]
+    assert np.prod([*sizes.values()]) == 8 and "mesh" not in json.loads((here / "one.json").read_text())
+    said(capsys)
+    assert main(["inspect", "many.mp4", "--rerun", "--json"]) == 0
+    assert json.loads(said(capsys)[0])["rerun"]["identical"]
+    assert main(["decode", "many.latents.npz", "--output", "again.mp4", "--mesh", mesh]) == 0
+    again, before = (read_video(name).frames.astype(int) for name in ("again.mp4", "many.mp4"))
+    assert np.abs(again - before).mean() < 0.5  # which the compression adds
+
+
+@pytest.mark.parametrize("mesh", ["context=3", "contxt=4", "data=0", "data=2,data=4", "8", "data=x"])
+def test_a_mesh_that_cannot_be(model, here, capsys, mesh):
+    assert main(["generate", PROMPT, "--model", model, "--mesh", mesh]) == 2
+    assert "mesh" in said(capsys)[1] and not (here / "outputs").exists()

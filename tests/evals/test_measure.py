@@ -168,6 +168,34 @@ def test_what_changes_or_vanishes_is_unreadable():
         assert reason in reading.reason
 
 
+def two(x, **change):
+    """A red circle, or what it is changed to, beside a blue square in the middle; and the same without it."""
+    scene = make_scene(
+        np.random.default_rng(3), shape="circle", colour="red", motion="still", background="grey",
+        second={"shape": "square", "colour": "blue", "motion": "still"},
+    )  # fmt: skip
+    first, second = scene.bodies
+    first, second = replace(first, x=x, y=0.5, **change), replace(second, x=0.6, y=0.5)
+    return rendered([replace(scene, bodies=(first, second)), replace(scene, bodies=(second,))])
+
+
+@pytest.mark.parametrize("x", [0.2, 0.36, 0.42], ids=["apart", "touching", "overlapping"])
+def test_one_of_two_that_vanishes_or_flashes_is_seen(x):
+    both, alone = two(x)
+    assert measure(both).readable
+    for bad in (spliced(both, alone), spliced(alone, both)):
+        reading = measure(bad)
+        assert "vanishes" in reading.faults, reading
+    for flash in (2, 5):
+        assert "vanishes" in measure(np.concatenate([alone[:6], both[6 : 6 + flash], alone[6 + flash :]])).faults
+
+
+def test_one_that_goes_behind_the_other_is_there():
+    """The last body is drawn in front."""
+    behind, _ = two(0.2, size="small", motion="moves", direction="right")
+    assert measure(behind).readable
+
+
 @pytest.mark.parametrize("light", words.LIGHTS)
 def test_the_light_is_read_though_tints_are_off(light):
     """Dark tones by day hold every colour that others have at night, but not only two of them."""

@@ -6,7 +6,8 @@ import pytest
 from dit_video.core.errors import MissingError
 from dit_video.core.log import Progress
 from dit_video.data.video import write_video
-from dit_video.evals.reconstruction import added_flicker, evaluate, folder_clips, psnr, ssim
+from dit_video.evals.reconstruction import added_flicker, compression, evaluate, folder_clips, psnr, ssim
+from dit_video.models.vae import VAEConfig
 
 QUIET = Progress(show=False)
 
@@ -56,6 +57,13 @@ def test_evaluate_sends_sizes_together_and_keeps_the_order(rng):
     assert report["scores"]["psnr"]["value"] == pytest.approx(20 * np.log10(255 / 4), abs=0.1)
     assert report["splits"]["group"]["b"]["psnr"]["n"] == 1
     assert report["scores"]["flicker_added"]["value"] < 0.2
+
+
+def test_bytes_in_over_bytes_out():
+    clips = [np.zeros(shape, np.uint8) for shape in ((17, 64, 64, 3), (5, 32, 32, 3))]
+    found = compression(clips, VAEConfig(z=16).latent_shape)
+    sizes = 17 * 64 * 64 * 3 + 5 * 32 * 32 * 3, 2 * 16 * (5 * 8 * 8 + 2 * 4 * 4)
+    assert (found["frames"], found["latents"]) == sizes and found["ratio"] == pytest.approx(sizes[0] / sizes[1])
 
 
 def test_folder_of_videos(tmp_path, rng):
