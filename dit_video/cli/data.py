@@ -1,5 +1,6 @@
 """`dit-video data toyworld OUT --count N`: clips as MP4, each with its caption and its exact scene beside it.
-`dit-video data build SRC OUT`: the clips of a training source, encoded once, as shards that training reads."""
+`dit-video data build SRC OUT`: the clips of a training source, encoded once, as shards that training reads.
+`dit-video data merge OUT SRC SRC`: several such folders as one."""
 
 import argparse
 import json
@@ -55,6 +56,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
     )
     toy.add_argument("--force", action="store_true", help="write over clips that are there")
     _add_build(kinds)
+    _add_merge(kinds)
 
 
 def _add_build(kinds: "argparse._SubParsersAction") -> None:
@@ -95,10 +97,44 @@ def _add_build(kinds: "argparse._SubParsersAction") -> None:
     files.add_argument("--max_motion", type=float, default=255.0, help="clips that change more are left out")
 
 
+def _add_merge(kinds: "argparse._SubParsersAction") -> None:
+    merge = kinds.add_parser(
+        "merge",
+        help="several builds as one folder to train on",
+        description="Encoded clips of several builds as one folder: shards are linked, or copied where they cannot be.",
+        epilog="example:\n  dit-video data merge both latents/footage latents/stills",
+    )
+    merge.add_argument("out", metavar="OUT", help="a new folder, here or in an object store")
+    merge.add_argument("src", metavar="SRC", nargs="+", help="folders that `data build` made with one VAE")
+
+
 def run(args: argparse.Namespace) -> int:
     """Does what `kind` says, prints the folder (or one JSON object), and returns 0. Raises `BadInput` before any work
     if a number cannot be, or if the folder cannot be written."""
-    return _build(args) if args.kind == "build" else _toyworld(args)
+    return {"build": _build, "merge": _merge, "toyworld": _toyworld}[args.kind](args)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from dit_video.core.log import Progress
+    from dit_video.data.merge import merge
+    from dit_video.data.store import Store
+
+    progress = Progress(show=not args.quiet)
+    with progress.phase("merge"):
+        manifest = merge(Store(args.out), [Store(src) for src in args.src])
+    _tell(args, manifest, progress.seconds["merge"])
+    return 0
+
+
+def _tell(args: argparse.Namespace, manifest: dict[str, Any], seconds: float) -> None:
+    """Where the encoded clips are, or all that is known of them."""
+    if not args.json:
+        print(args.out)
+        return
+    shards = [shard for part in manifest["parts"].values() for shard in part]
+    told = {name: manifest[name] for name in ("clips", "broken", "dropped")}
+    size = {"shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
+    print(json.dumps({"path": args.out, **told, **size, "seconds": round(seconds, 2)}))
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -120,13 +156,7 @@ def _build(args: argparse.Namespace) -> int:
     progress = Progress(show=not args.quiet)
     with progress.phase("build", steps=sum(map(len, material.items.values()))) as tick:
         manifest = builder.run(tick)
-    if args.json:
-        shards = [shard for part in manifest["parts"].values() for shard in part]
-        told = {name: manifest[name] for name in ("clips", "broken", "dropped")}
-        size = {"shards": len(shards), "bytes": sum(shard["bytes"] for shard in shards)}
-        print(json.dumps({"path": args.out, **told, **size, "seconds": round(progress.seconds["build"], 2)}))
-    else:
-        print(args.out)
+    _tell(args, manifest, progress.seconds["build"])
     return 0
 
 

@@ -301,35 +301,38 @@ class Builder:
 
     def finish(self, shards: list[_Shard]) -> dict[str, Any]:
         """The manifest over all shards."""
-        abouts = {shard.name: read_json(self.out, f"{shard.name}.json") for shard in shards}
-        parts: dict[str, list[Any]] = {TRAIN: [], HELD_OUT: []}
-        broken: dict[str, str] = {}
-        dropped: dict[str, int] = {}
-        for name, about in abouts.items():
-            broken |= about["broken"]
-            for reason, count in about["dropped"].items():
-                dropped[reason] = dropped.get(reason, 0) + count
-            if about["file"] is not None:
-                keys = ("file", "sha256", "bytes", "counts")
-                parts[name.rpartition("-")[0]].append({key: about[key] for key in keys})
-        if not parts[TRAIN]:
-            reasons = "; ".join(f"{name}: {why}" for name, why in [*broken.items()][:3])
-            raise BadInput(
-                f"no clip could be made. Broken: {reasons or 'none'}. Left out by filters: {dropped or 'none'}"
-            )
-        count, total, squares = (
-            np.sum([about["sums"][i] for about in abouts.values() if about["file"]], 0) for i in range(3)
-        )
-        mean = total / count
-        manifest = self.head | {
-            "clips": {p: int(np.sum([s["counts"] for s in shards])) for p, shards in parts.items()},
-            "latents": {
-                "mean": mean.tolist(),
-                "std": np.sqrt(np.maximum(squares / count - np.square(mean), 0.0)).tolist(),
-            },
-            "broken": broken,
-            "dropped": dropped,
-            "parts": parts,
-        }
+        parts: dict[str, list[dict[str, Any]]] = {TRAIN: [], HELD_OUT: []}
+        for shard in shards:
+            parts[shard.name.rpartition("-")[0]].append(read_json(self.out, f"{shard.name}.json"))
+        manifest = self.head | summary(parts)
         write_json(self.out, MANIFEST, manifest, indent=1)
         return manifest
+
+
+def summary(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Of a manifest, what its shards say together. parts: of each, what is told of its shards. Raises `BadInput` when
+    no clip could be made."""
+    abouts = [about for shards in parts.values() for about in shards]
+    broken: dict[str, str] = {}
+    dropped: dict[str, int] = {}
+    for about in abouts:
+        broken |= about["broken"]
+        for reason, count in about["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + count
+    keys = ("file", "sha256", "bytes", "counts")
+    kept = {p: [{key: a[key] for key in keys} for a in shards if a["file"] is not None] for p, shards in parts.items()}
+    if not kept[TRAIN]:
+        reasons = "; ".join(f"{name}: {why}" for name, why in [*broken.items()][:3])
+        raise BadInput(f"no clip could be made. Broken: {reasons or 'none'}. Left out by filters: {dropped or 'none'}")
+    count, total, squares = (np.sum([about["sums"][i] for about in abouts if about["file"]], 0) for i in range(3))
+    mean = total / count
+    return {
+        "clips": {p: int(np.sum([shard["counts"] for shard in shards])) for p, shards in kept.items()},
+        "latents": {
+            "mean": mean.tolist(),
+            "std": np.sqrt(np.maximum(squares / count - np.square(mean), 0.0)).tolist(),
+        },
+        "broken": broken,
+        "dropped": dropped,
+        "parts": kept,
+    }
