@@ -106,33 +106,55 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_samples(model: Any, experiment: Any, folder: Path, step: int) -> None:
-    """One clip for each of the experiment's prompts as MP4, and a contact sheet of them all; of a VAE a sheet of clips
-    above what it makes of them."""
+    """One clip for each of the experiment's prompts as MP4, and a contact sheet of them all; a model that goes on from
+    pictures is given those of held-out clips. Of a VAE a sheet of clips above what it makes of them."""
     from dit_video.models.vae import VAE
 
     if isinstance(model, VAE):
         _reconstructions(model, experiment, folder, step)
         return
-    from dit_video.data.video import contact_sheet, write_video
-    from dit_video.generate.pipeline import VideoPipeline
+    import numpy as np
 
-    prompts = list(experiment.prompts) or experiment.data.open(experiment.buckets).captions(4)
-    out = VideoPipeline(model)(prompts, seed=experiment.seed)
+    from dit_video.data.video import contact_sheet, write_video
+    from dit_video.generate.mode import wanted
+    from dit_video.generate.output import Output
+    from dit_video.generate.pipeline import VideoPipeline
+    from dit_video.generate.programs import to_pixels
+
+    pipe = VideoPipeline(model)
+    if given := wanted(model):
+        captions, video = _footage(experiment, len(experiment.prompts) or 4)
+        clips = np.asarray(to_pixels(video))
+        out = Output([
+            pipe(
+                prompt, seed=experiment.seed, num_frames=len(clip), height=clip.shape[1], width=clip.shape[2],
+                **{name: clip[-1 if name == "last_image" else 0] for name in given},
+            ).clips[0]
+            for prompt, clip in zip(experiment.prompts or captions, clips, strict=True)
+        ], experiment.seed)  # fmt: skip
+    else:
+        prompts = list(experiment.prompts) or experiment.data.open(experiment.buckets).captions(4)
+        out = pipe(prompts, seed=experiment.seed)
     out.save(folder / f"step_{step:06d}.mp4", force=True)
     write_video(folder / f"step_{step:06d}.png", contact_sheet(out.frames)[None], 1.0)
 
 
-def _reconstructions(vae: Any, experiment: Any, folder: Path, step: int) -> None:
-    import jax
-    import numpy as np
-
+def _footage(experiment: Any, count: int) -> tuple[tuple[str, ...], Any]:
+    """Captions of held-out clips, and their frames in [-1, 1] (count, T, H, W, 3)."""
     from dit_video.data.loader import Loader
-    from dit_video.data.video import contact_sheet, write_video
 
     reader = experiment.data.open(experiment.buckets, held_out=True)
-    clips = next(Loader(reader, 4))
-    video = reader.frames(clips.arrays, clips.bucket)
+    clips = next(Loader(reader, count))
+    return clips.captions, reader.frames(clips.arrays, clips.bucket)
+
+
+def _reconstructions(vae: Any, experiment: Any, folder: Path, step: int) -> None:
+    import numpy as np
+
+    from dit_video.data.video import contact_sheet, write_video
+    from dit_video.generate.programs import to_pixels
+
+    _, video = _footage(experiment, 4)
     again = vae.decode(vae.encode(video)[0])
-    both = [to for pair in zip(video, again, strict=True) for to in pair]
-    frames = [np.asarray(np.round((np.clip(jax.device_get(v), -1, 1) + 1) * 127.5), np.uint8) for v in both]
+    frames = [np.asarray(to_pixels(to)) for pair in zip(video, again, strict=True) for to in pair]
     write_video(folder / f"step_{step:06d}.png", contact_sheet(frames)[None], 1.0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_video.cli.train import write_samples
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import MeshShape, Rules, make_mesh
 from dit_video.core.types import Text, Time
@@ -17,7 +18,7 @@ from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder
 from dit_video.data.latents import Latents
 from dit_video.data.pool import Pool
-from dit_video.data.video import write_video
+from dit_video.data.video import read_video, write_video
 from dit_video.diffusion.flow import RectifiedFlow
 from dit_video.generate.encoded import encode
 from dit_video.generate.pipeline import VideoPipeline
@@ -230,3 +231,16 @@ def test_diffusers_has_the_same_output_with_the_adapters(name, expert, clips, tm
     size = np.linalg.norm(velocity())
     assert np.linalg.norm(velocity().numpy() - plain) / size > 0.02
     assert np.linalg.norm(np.asarray(got) - velocity().numpy()) / size < 1e-3
+
+
+@pytest.mark.parametrize("name", ["i2v", "flf2v"])
+def test_samples_of_a_run_go_on_from_held_out_pictures(name, clips, tmp_path):
+    e = replace(experiment(clips), prompts=("it grows", "it falls"))
+    write_samples(variant(name), e, tmp_path, 3)
+    for i, prompt in enumerate(e.prompts):
+        footage = read_video(tmp_path / f"step_000003_{i}.mp4")
+        assert footage.metadata["prompt"] == prompt and footage.frames.shape == (9, 32, 32, 3)
+        assert footage.metadata["image"] or footage.metadata["given"]
+    assert (tmp_path / "step_000003.png").is_file()
+    write_samples(variant(name), replace(e, prompts=()), tmp_path, 4)
+    assert read_video(tmp_path / "step_000004_3.mp4").metadata["prompt"] == PROMPT, "the clip's caption"
