@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,13 @@ def run(args: argparse.Namespace) -> int:
         about = about | {"num_frames": shown, "decoded_from": str(source)}
     vae, tiles, slots = pipe.params["vae"], None, 1  # the one part that is wanted: room for others is free
     if args.tile is None:
-        tiles, slots = tiles_for(pipe.model.vae, height, width, pipe.free())
+        parts = partial(pipe.programs.parts, 1)
+        tiles, slots = tiles_for(pipe.model.vae, height, width, pipe.free(), parts)
     else:
         tiles = Tiles(args.tile, args.tile, args.overlap)
     about = about | {"decoded": how_decoded(tiles, slots)}
+    spread = pipe.mesh and dict(pipe.mesh.shape)
+    about["decoded"] |= {"mesh": spread} if about.get("mesh") != spread else {}
     about["decoded"] |= {"model": {"name": pipe.model.name, "hash": pipe.hash}} if other else {}
     about["decoded"] |= {"dtype": pipe.dtype} if about.get("dtype", pipe.dtype) != pipe.dtype else {}
     progress = Progress(not args.quiet)
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             for piece in decode_frames(pipe.programs, vae, strip, tiles, slots):
                 yield from piece
 
-    with progress.phase("decode"):
+    with progress.phase("decode"), pipe.programs.on_mesh():
         about = write_frames(
             path, frames(), about.get("fps", pipe.model.defaults.fps), about, lambda: about.get("seconds", {})
         )

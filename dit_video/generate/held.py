@@ -8,7 +8,6 @@ first where there is no room for both. What was let go is read again when it is 
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from math import prod
 from typing import Any
 
 import jax
@@ -23,14 +22,12 @@ ONCE = ("text", "image")  # parts that are done before the first step
 class Held(Mapping[str, Any]):
     """`held[part]` is placed. Iterating goes over what there is, placed or not."""
 
-    def __init__(self, source: Mapping[str, Any], put: Callable[[str], Any], number: int, free: Callable):
-        """`put` places a part; `number` is about how many bytes it makes of one number; `free()` says how many bytes
-        there are for them (None: nobody knows, or enough)."""
+    def __init__(self, put: Callable[[str], Any], sizes: Mapping[str, int], free: Callable):
+        """`put` places a part; `sizes` are about how many bytes of each part then lie on a device; `free()` says how
+        many bytes there are for them (None: nobody knows, or enough)."""
         self.placed: dict[str, Any] = {}
         self.put, self.free, self.seconds = put, free, 0.0
-        self.bytes = {
-            part: number * sum(prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in source.items()
-        }
+        self.bytes = dict(sizes)
         self.large = sum(self.bytes.values()) >= LARGE
         if not self.large:
             for part in self:

@@ -39,7 +39,7 @@ from dit_video.generate.sampler import Sampler
 from dit_video.generate.shots import WARM_UP
 from dit_video.generate.unfinished import Unfinished, unfinished
 from dit_video.models.dit import DiTConfig
-from dit_video.weights.place import place
+from dit_video.weights.place import numbers, place
 
 if TYPE_CHECKING:
     from dit_video.weights.model import Model
@@ -84,8 +84,13 @@ class VideoPipeline:
         self.rules, self.show = rules, progress
         self.programs = self._programs(self.model.dit)
         self.keep = keep = keep or self.dtype
-        number, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self.free
-        self.params = Held(model.params, lambda part: self._place(part, keep, offload), number, free)
+        each, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self.free
+        apart = device.platform != "cpu"  # the fake devices of a CPU share its memory
+        sizes = {
+            part: each * numbers(weights, self._spread(part) if apart else None)
+            for part, weights in model.params.items()
+        }
+        self.params = Held(lambda part: self._place(part, keep, offload), sizes, free)
         self.load_seconds = 0.0
         self.lora: tuple[str, ...] = ()  # what was merged into the weights, for the metadata
         self._hash, self._curve = model.digest, None
@@ -386,11 +391,13 @@ class VideoPipeline:
 
     def _place(self, part: str, keep: str, offload: bool) -> Any:
         """Weights of a part on the device, or spread over the mesh as their logical axes say."""
-        weights, spread = self.model.params[part], None
-        if self.mesh is not None:
-            alike = "dit" if part == "dit_2" else part
-            spread = shardings(self.programs.abstract[alike][1], self.mesh, self.rules)
-        return place(weights, spread, keep, offload)
+        return place(self.model.params[part], self._spread(part), keep, offload)
+
+    def _spread(self, part: str) -> Any:
+        """Shardings of the weights of a part; None without a mesh."""
+        if self.mesh is None:
+            return None
+        return shardings(self.programs.abstract["dit" if part == "dit_2" else part][1], self.mesh, self.rules)
 
     def spread(self, batch: np.ndarray) -> Any:
         """A batch over the mesh where it divides, and whole where it does not."""

@@ -1,6 +1,7 @@
 """From files or the host to devices, an array at a time: read, cast or rounded to eight bits, placed, let go."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import jax
@@ -44,6 +45,13 @@ def place(
             leaf = leaf.astype(kind) if isinstance(leaf, jax.Array) else np.asarray(leaf, kind)
         out[path] = _put(leaf, spot, offload and layers)
     return unflatten(out)
+
+
+def numbers(params: Mapping[Any, Any], where: Mapping[Any, Any] | None = None) -> int:
+    """How many numbers of a tree one device holds: all, or its share as the tree of shardings `where` says."""
+    spots = {} if where is None else flatten(where)
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    return sum(prod(spots[path].shard_shape(shape) if spots else shape) for path, shape in shapes.items())
 
 
 def placed(shapes: Mapping[Any, Any], where: Mapping[Any, Any], keep: str) -> dict[Any, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 from dit_video.cli.main import main
 from dit_video.core.errors import Interrupted
 from dit_video.data.video import read_video
+from dit_video.generate import decode
 from dit_video.generate.clip import frames_sha256, load_latents
 from dit_video.weights.folder import save_model
 
@@ -258,7 +259,7 @@ def test_a_variant_by_its_flags(here, checkout, capsys):
         pytest.param("context=4", ["--long", "extend", "--num_frames", "17", "--window", "3"], marks=pytest.mark.slow),
     ],
 )
-def test_a_clip_on_a_mesh_is_the_clip_of_one_device_and_is_made_again(model, here, capsys, mesh, more):
+def test_a_clip_on_a_mesh_is_the_clip_of_one_device_and_is_made_again(model, here, capsys, monkeypatch, mesh, more):
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save("first.png")
     line = ["generate", PROMPT, "--model", model, "--seed", "4", "--save_latents", *more]
     assert main([*line, "--output", "one.mp4"]) == 0
@@ -270,7 +271,15 @@ def test_a_clip_on_a_mesh_is_the_clip_of_one_device_and_is_made_again(model, her
     said(capsys)
     assert main(["inspect", "many.mp4", "--rerun", "--json"]) == 0
     assert json.loads(said(capsys)[0])["rerun"]["identical"]
+    in_force, plain = [], decode.decode_frames
+
+    def spied(*args):
+        in_force.append(dict(jax.sharding.get_abstract_mesh().shape))
+        return plain(*args)
+
+    monkeypatch.setattr(decode, "decode_frames", spied)
     assert main(["decode", "many.latents.npz", "--output", "again.mp4", "--mesh", mesh]) == 0
+    assert in_force and all(found == sizes for found in in_force)
     again, before = (read_video(name).frames.astype(int) for name in ("again.mp4", "many.mp4"))
     assert np.abs(again - before).mean() < 0.5  # which the compression adds
 

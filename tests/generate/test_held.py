@@ -5,6 +5,7 @@ import pytest
 
 from dit_video.generate import held
 from dit_video.generate.held import Held
+from dit_video.weights.place import numbers
 
 SOURCE = {part: {"kernel": np.zeros((size, 10), np.float32)} for part, size in
           {"text": 50, "dit": 40, "dit_2": 40, "vae": 5}.items()}  # fmt: skip
@@ -21,7 +22,8 @@ def made():
             calls.append(part)
             return SOURCE[part]
 
-        weights = Held(SOURCE, put, 4, lambda: room and room - sum(weights.bytes[part] for part in weights.placed))
+        sizes = {part: 4 * numbers(tree) for part, tree in SOURCE.items()}
+        weights = Held(put, sizes, lambda: room and room - sum(weights.bytes[part] for part in weights.placed))
         return weights, calls
 
     return make

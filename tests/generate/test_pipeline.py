@@ -10,7 +10,7 @@ import pytest
 
 from dit_video.core.errors import BadInput, Interrupted, NonFinite
 from dit_video.core.log import Progress
-from dit_video.core.mesh import MeshShape
+from dit_video.core.mesh import MeshShape, make_mesh
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.sample import scan
@@ -23,6 +23,7 @@ from dit_video.generate.pipeline import VideoPipeline
 from dit_video.generate.request import resolve
 from dit_video.generate.unfinished import Unfinished
 from dit_video.models.dit import DiT
+from dit_video.weights.place import numbers
 
 PROMPT = "a red circle moves right"
 
@@ -319,3 +320,15 @@ def test_clips_already_made_outlive_an_error_in_a_later_part(pipe, plain, monkey
 def test_a_mesh_gives_the_same_clip(tiny, plain):
     out = VideoPipeline(tiny, mesh=MeshShape(data=2, fsdp=2, tensor=2))(PROMPT, seed=7)
     assert worst(out.frames[0], plain.frames[0]) <= 1
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
+def test_on_a_mesh_a_device_needs_room_for_its_share_of_the_weights(tiny):
+    """Or a model that is larger than a device is refused by the very mesh that it is split over."""
+    pipe = VideoPipeline(tiny, mesh=make_mesh(MeshShape(fsdp=8)))
+    held = {part: pipe.params[part] for part in pipe.params}
+    for part, weights in held.items():
+        share = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(weights))
+        assert numbers(tiny.params[part], pipe._spread(part)) == share
+    assert numbers(tiny.params["dit"], pipe._spread("dit")) < 0.5 * numbers(tiny.params["dit"])
+    assert pipe.params.bytes["dit"] == 4 * numbers(tiny.params["dit"]), "what a CPU calls devices has one memory"
