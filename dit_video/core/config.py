@@ -74,7 +74,9 @@ def _parse(kind: Any, text: str, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if type(None) in args and text.lower() in ("none", "null"):
             return None
-        for option in (a for a in args if a is not type(None)):
+        options = [a for a in args if a is not type(None)]
+        # Every text is a str: where there is a comma, a tuple is meant.
+        for option in sorted(options, key=lambda a: (typing.get_origin(a) is tuple) != ("," in text)):
             try:
                 return _parse(option, text, where)
             except BadInput:
@@ -125,6 +127,12 @@ def override(cfg: Any, changes: dict[str, str]) -> Any:
 
 def _replace(root: Any, cfg: Any, path: list[str], text: str, where: str) -> Any:
     name, rest = path[0], path[1:]
+    if cfg is None:
+        group = where.removesuffix("." + ".".join(path))
+        raise BadInput(
+            f"{where}: {group} is none here, so it is filled in later (from --init, say). To give it, copy the "
+            "experiment file and write it there."
+        )
     known = {f.name for f in dataclasses.fields(cfg)} if dataclasses.is_dataclass(cfg) else set()
     if name not in known:
         names = fields_of(root)

@@ -31,6 +31,16 @@ class Rules:
     mlp: Axis = "tensor"
     space: Axis = ("context", "tensor", "data", "fsdp")  # height and width of a VAE's frames, see `over_frames`
 
+    def __post_init__(self):
+        axes = [f.name for f in fields(MeshShape)]
+        for field in fields(self):
+            names = names_of(getattr(self, field.name))
+            if not set(names) <= set(axes) or len(set(names)) < len(names):
+                raise BadInput(
+                    f"rules.{field.name}={getattr(self, field.name)!r}: wants axes of the mesh, each once. There are "
+                    f"{', '.join(axes)}."
+                )
+
     def __call__(self, *names: str | None) -> P:
         known = {f.name for f in fields(self)}
         for name in names:
@@ -51,6 +61,8 @@ class MeshShape:
     def resolve(self, devices: int) -> tuple[int, ...]:
         """Sizes for a number of devices. Raises `BadInput` when they do not divide."""
         sizes = [self.data, self.fsdp, self.context, self.tensor]
+        if any(s < 1 and s != -1 for s in sizes):
+            raise BadInput(f"mesh {self}: each axis takes at least one device (-1: those that are left)")
         fixed = int(np.prod([s for s in sizes if s != -1]))
         if sizes.count(-1) > 1:
             raise BadInput(f"mesh {self}: only one axis may be -1")

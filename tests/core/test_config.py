@@ -23,6 +23,8 @@ class Outer:
     name: str | None = None
     flag: bool = False
     more: Inner | None = Inner()
+    later: Inner | None = None
+    axes: str | tuple[str, ...] | None = "data"
 
 
 def test_override_parses_by_annotation():
@@ -32,6 +34,8 @@ def test_override_parses_by_annotation():
     assert out == Outer(Inner(7, 2e-4), (3, 4, 5), "x", True)
     assert config.override(out, {"name": "none"}).name is None
     assert config.override(out, {"more": "none"}).more is None
+    assert config.override(out, {"axes": "fsdp"}).axes == "fsdp"
+    assert config.override(out, {"axes": "data,fsdp"}).axes == ("data", "fsdp")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,7 @@ def test_override_parses_by_annotation():
         ({"inner": "none"}, "group of fields"),
         ({"more": "3"}, "group of fields"),
         ({"flag": "maybe"}, "true or false"),
+        ({"later.depth": "3"}, "later.depth: later is none here"),
     ],
 )
 def test_bad_override_says_what_to_do(change, words):

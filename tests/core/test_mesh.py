@@ -16,7 +16,15 @@ def test_sizes_resolve():
     assert MeshShape(data=1, context=4, fsdp=2).resolve(8) == (1, 2, 4, 1)
 
 
-@pytest.mark.parametrize(("shape", "words"), [(MeshShape(fsdp=3), "do not divide"), (MeshShape(data=2), "wants 2")])
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (MeshShape(fsdp=3), "do not divide"),
+        (MeshShape(data=2), "wants 2"),
+        (MeshShape(fsdp=0), "at least one device"),
+        (MeshShape(fsdp=-2), "at least one device"),
+    ],
+)
 def test_sizes_that_do_not(shape, words):
     with pytest.raises(BadInput, match=words):
         shape.resolve(8)
@@ -26,6 +34,9 @@ def test_rules_name_the_mesh_axes():
     assert Rules()("batch", None, "heads") == P(("data", "fsdp"), None, "tensor")
     with pytest.raises(BadInput, match="unknown logical axis 'head'"):
         Rules()("head")
+    for axis in ("foo", ("data", "foo"), ("data", "data"), "data,fsdp"):
+        with pytest.raises(BadInput, match=r"rules\.tokens=.*There are data, fsdp, context, tensor"):
+            Rules(tokens=axis)
 
 
 def test_constrain_without_a_mesh_is_the_identity():
