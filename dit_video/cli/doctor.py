@@ -191,6 +191,8 @@ def cache() -> Facts:
     from dit_video.cli.generate import compile_cache
 
     folder = compile_cache()
+    if isinstance(folder, str):
+        return {"path": folder, "programs": None, "bytes": None}, []  # in an object store: counting costs
     files = [entry.stat() for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
     about = {"path": str(folder), "programs": len(files), "bytes": sum(file.st_size for file in files)}
     if writable(folder):
@@ -210,10 +212,9 @@ def disk() -> Facts:
     """Room where clips, runs and compiled programs go."""
     from dit_video.cli.generate import compile_cache
 
-    cached = compile_cache()
-    while not cached.exists():
-        cached = cached.parent
-    free = {str(place): shutil.disk_usage(place).free for place in (Path.cwd(), cached)}
+    places = [Path.cwd(), *(place for place in (compile_cache(),) if isinstance(place, Path))]
+    places = [next(above for above in (place, *place.parents) if above.exists()) for place in places]
+    free = {str(place): shutil.disk_usage(place).free for place in places}
     problems = [
         {"what": f"{place}: {size(room)} free", "fix": f"Make room for at least {size(ROOM)}, or work elsewhere"}
         for place, room in free.items()
@@ -262,7 +263,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     if about := report["weights"]:
         out.append(f"weights   {about['name']} {about['hash']}")
     if about := report["cache"]:
-        out.append(f"cache     {about['path']} · {about['programs']} files · {size(about['bytes'])}")
+        held = "" if about["programs"] is None else f" · {about['programs']} files · {size(about['bytes'])}"
+        out.append(f"cache     {about['path']}{held}")
     if about := report["disk"]:
         out += [f"disk      {place} · {size(room)} free" for place, room in about["free_bytes"].items()]
     for extra, missing in (report["extras"] or {}).items():

@@ -120,12 +120,13 @@ def run(args: argparse.Namespace) -> int:
     return make(args, prompts)
 
 
-def compile_cache() -> Path:
-    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR if set, or `dit_video/xla` in the user's cache."""
+def compile_cache() -> Path | str:
+    """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR if set (an object store's address as text), or
+    `dit_video/xla` in the user's cache."""
     from dit_video.core.files import cache_folder
 
     if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(named)
+        return named if "://" in named else Path(named)
     return cache_folder("xla")
 
 

@@ -89,9 +89,11 @@ def prompt_of(model: "Model", tokens: int) -> str:
     return text
 
 
-def programs(folder: Path) -> set[str]:
+def programs(cache: Path | str) -> set[str]:
     """Names of what the compile cache holds."""
-    return {file.name for file in folder.glob("*-cache")} if folder.is_dir() else set()
+    from dit_video.data.store import Store
+
+    return {name for name in Store(cache).names() if name.endswith("-cache")}
 
 
 def parse_shapes(text: str) -> list[tuple[int, int, int]]:

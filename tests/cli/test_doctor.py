@@ -119,6 +119,14 @@ def test_cache_and_disk(report, here, monkeypatch):
     assert disk
 
 
+def test_a_cache_in_an_object_store_is_no_folder_here(report, here, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/cache")
+    assert report(0)["cache"] == {"path": "gs://bucket/cache", "programs": None, "bytes": None}
+    assert main(["doctor"]) == 0
+    assert "gs://bucket/cache\n" in capsys.readouterr().out
+    assert not list(here.glob("gs:*"))
+
+
 def test_weights_that_are_damaged(report, monkeypatch):
     def damaged(*_):
         raise BadInput("transformer/x.safetensors not as written")

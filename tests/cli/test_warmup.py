@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from dit_video.cli import generate
+from dit_video.cli import generate, warmup
 from dit_video.cli.main import main
 from dit_video.weights.folder import save_model
 
@@ -45,6 +45,15 @@ def test_a_second_process_finds_the_programs(tiny, cache, tmp_path, capsys):
     assert main(["generate", "a red circle moves right", "--model", str(tmp_path / "model"), *more]) == 0
     new = {file.name.partition("-")[0] for file in set(cache.iterdir()) - before if file.name.endswith("-cache")}
     assert not [name for name in new if name.endswith(("begin", "step", "decode"))]
+
+
+def test_a_cache_in_an_object_store_is_taken_as_it_is_named(cache, monkeypatch):
+    fs = __import__("fsspec").filesystem("memory")
+    fs.pipe({"/bucket/jit_a-1-cache": b"1", "/bucket/jit_a-1-atime": b"2"})
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "memory://bucket")
+    generate.prepare_jax("auto")
+    assert jax.config.jax_compilation_cache_dir == "memory://bucket"
+    assert warmup.programs(generate.compile_cache()) == {"jit_a-1-cache"}
 
 
 @pytest.mark.parametrize(
