@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 WRITES = ("index.html", "report.json", "first.png", "best.png", "worst.png")
 COUNTS = {"toyworld": 400, "reconstruction": 96, "distribution": 256, "drift": 32}  # clips, if nobody says
+# Settings that not every suite looks at, and what they are if nobody says: of prompts, toyworld's alone; of how clips
+# are made, all but those of reconstruction, which makes none.
+ASKED = {"prompts": "world", "heldout": False, "free": None, "condition": "none", "seeds": 8, "references": 100,
+         "by": [], "by_count": 96}  # fmt: skip
+MADE = {"num_inference_steps": None, "guidance_scale": None, "solver": None, "long": None, "seed": 0}
 _NOTE = """\
 suites:
   toyworld        does a video do what its prompt says: every attribute, the values of each, two objects and which has
@@ -60,7 +65,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
     what.add_argument(
         "--prompts",
         choices=("world", "plain", "free"),
-        default="world",
+        default=ASKED["prompts"],
         help="world: all that there is; plain: one medium object by day, static camera; free: a hundred that were "
         "written by somebody who did not know the grammar (default %(default)s)",
     )
@@ -71,14 +76,21 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
     what.add_argument(
         "--condition",
         choices=("none", "image"),
-        default="none",
+        default=ASKED["condition"],
         help="image: the first frame is given, from a render of what is asked (default %(default)s)",
     )
     what.add_argument(
-        "--seeds", type=int, default=8, help="seeds a prompt, for diversity; 0: leave out (default %(default)s)"
+        "--seeds",
+        type=int,
+        default=ASKED["seeds"],
+        help="seeds a prompt, for diversity; 0: leave out (default %(default)s)",
     )
     what.add_argument(
-        "--references", type=int, default=100, metavar="N", help="prompts rendered for comparison (default %(default)s)"
+        "--references",
+        type=int,
+        default=ASKED["references"],
+        metavar="N",
+        help="prompts rendered for comparison (default %(default)s)",
     )
     what.add_argument("--data", type=Path, metavar="DIR", help="reconstruction: a folder of videos instead of toyworld")
     how = parser.add_argument_group("how clips are made (defaults: the model's)")
@@ -94,7 +106,9 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
         "--by", action="append", default=[], metavar="AXIS=V,V",
         help="also with each of these values; axes: steps, guidance, frames, size (WIDTHxHEIGHT), solver; repeatable",
     )  # fmt: skip
-    how.add_argument("--by_count", type=int, default=96, help="prompts for each of them (default %(default)s)")
+    how.add_argument(
+        "--by_count", type=int, default=ASKED["by_count"], help="prompts for each of them (default %(default)s)"
+    )
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default %(default)s)"
     )
@@ -136,6 +150,9 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     from dit_video.core.errors import BadInput, MissingError
 
+    foreign = ({} if args.suite == "toyworld" else ASKED) | (MADE if args.suite == "reconstruction" else {})
+    if given := [f"--{name}" for name, usual in foreign.items() if getattr(args, name) != usual]:
+        raise BadInput(f"{', '.join(given)}: --suite {args.suite} does not look at that. Leave it out.")
     args.count = COUNTS[args.suite] if args.count is None else args.count
     args.free = min(100, args.count // 4) if args.free is None else args.free
     for name, low in (("count", 1), ("seeds", 0), ("seed", 0), ("free", 0), ("references", 0), ("by_count", 1)):
@@ -143,7 +160,10 @@ def _check(args: argparse.Namespace) -> None:
             raise BadInput(f"{name}={getattr(args, name)} is too small. Use {low} or more.")
     if args.suite == "distribution" and args.count < 2:
         raise BadInput("count=1 is too small: one clip has no distribution. Use 2 or more.")
-    args.by = dict(_axis(text) for text in args.by)
+    axes = [_axis(text) for text in args.by]
+    args.by = dict(axes)
+    if len(args.by) < len(axes):
+        raise BadInput("--by: an axis is given twice. Give it once, with all its values: --by steps=4,8,16.")
     if args.data is not None and args.suite != "reconstruction":
         raise BadInput(f"--data is for --suite reconstruction; {args.suite} knows the truth of toyworld only.")
     if args.data is not None and not args.data.is_dir():

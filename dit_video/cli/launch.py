@@ -214,7 +214,7 @@ def values(args: argparse.Namespace, chosen: "Slice | None") -> dict[str, Value]
         return common | slurm_values(args, name)
     bucket, inside = split_url(args.workdir, "--workdir")
     command = train_command(args, "/".join(part for part in (MOUNT, inside, name) if part))
-    mounts = [(bucket, MOUNT), *((split_url(source, "--mount")[0], path) for source, path in split_mounts(args))]
+    mounts = [(bucket, MOUNT), *((whole_bucket(source, path), path) for source, path in split_mounts(args))]
     common |= {
         "slice": str(chosen), "topology": chosen.topology, "chips": chosen.chips, "hosts": chosen.hosts,
         "machine": chosen.machine, "run_path": command[4], "slices": args.slices, "image": args.image,
@@ -301,6 +301,19 @@ def slurm_values(args: argparse.Namespace, name: str) -> dict[str, Value]:
         "command": shlex.join(train_command(args, run)),
         **{field: value and shlex.quote(value) for field, value in quoted.items()},
     }
+
+
+def whole_bucket(source: str, path: str) -> str:
+    """The bucket that is mounted. Raises BadInput for a part of one."""
+    from dit_video.core.errors import BadInput
+
+    bucket, inside = split_url(source, "--mount")
+    if inside:
+        raise BadInput(
+            f"--mount {source}:{path}: buckets are mounted whole. Give gs://{bucket}:{path}, and what the run is to "
+            f"read as {path}/{inside}."
+        )
+    return bucket
 
 
 def split_mounts(args: argparse.Namespace) -> list[tuple[str, str]]:

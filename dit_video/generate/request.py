@@ -242,12 +242,15 @@ def resolve(
     if given.loop:
         notes.say(f"a loop has {model.vae.stride}k frames: {frames - 1}.")
     check_shown(request, model.vae.stride)
-    one_pass = long == "single" and not request.pieces
+    one_pass = plan.mode == "single" and not request.pieces
     unused = {
         "--window and --overlap: one pass makes all of the clip": one_pass and (window, overlap) != (None, None),
         f"--overlap: chunks go on from {TAIL} latent frames": plan.mode == "extend" and overlap not in (None, TAIL),
         "--rope: windows and chunks reach no further than training":
             long in ("window", "extend") and rope not in (None, "none"),
+        "--rope: the clip is no longer than those of training":
+            one_pass and rope not in (None, "none") and plan.stretch is None,
+        "--resize: no picture and no footage is given": resize != "crop" and not given.sources,
         "--transition: no --prompt_at": transition != "cut" and not (prompt_at or given.loop),
         "--negative_prompt: guidance is off at scale 1": negative_prompt and not request.guided,
     }  # fmt: skip

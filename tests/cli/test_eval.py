@@ -116,7 +116,14 @@ def test_model_that_ignores_the_prompt_is_near_the_floor(pipe, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--count", "0"], "count=0"), (["--suite", "other"], "invalid choice"), (["--condition", "sound"], "sound")],
+    [
+        (["--count", "0"], "count=0"),
+        (["--suite", "other"], "invalid choice"),
+        (["--condition", "sound"], "sound"),
+        (["--suite", "drift", "--condition", "image", "--by", "steps=4"], "--condition, --by: --suite drift does not"),
+        (["--suite", "reconstruction", "--solver", "nonsense"], "--solver: --suite reconstruction does not look"),
+        (["--by", "steps=4", "--by", "steps=8"], "an axis is given twice"),
+    ],
 )
 def test_bad_input_is_found_first(pipe, flags, message, tmp_path, capsys):
     assert main(["eval", "--out", str(tmp_path), *flags]) == 2

@@ -318,6 +318,7 @@ def test_submit_hands_it_over(launch, tmp_path, monkeypatch):
         ([*GKE[:-1], "/shared", "--topology", "v5e:4x4"], 2, "Give a bucket"),
         ([*GKE, "--topology", "v5e:4x4", "--name", "Not_A_Name"], 2, "small letters"),
         ([*GKE, "--topology", "v5e:4x4", "--mount", "gs://data:data"], 2, "give SOURCE:PATH"),
+        ([*GKE, "--topology", "v5e:4x4", "--mount", "gs://data/clips:/in"], 2, "Give gs://data:/in, and what the run"),
         ([*GKE, "--topology", "v5e:4x4", "--stepz", "5"], 2, "Did you mean steps"),
         ([*SLURM[:-1], "gs://bucket/runs"], 2, "all nodes share"),
         ([*SLURM, "--mount", "/a:/b"], 2, "goes with --image"),
