@@ -9,7 +9,9 @@ import pytest
 from dit_video.core.errors import BadInput
 from dit_video.data.buckets import Bucket, deal, nearest
 from dit_video.data.loader import Loader, Sample, Toyworld
+from dit_video.data.toyworld.captions import ONE, TWO
 from dit_video.data.toyworld.splits import is_heldout
+from tests.data.toyworld.templates import speaks_in
 
 BUCKETS = (Bucket(5, 32, 32, 0.6), Bucket(9, 32, 16, 0.4))
 
@@ -108,6 +110,13 @@ def test_training_never_sees_what_is_held_out():
     train, held = source.open(BUCKETS), source.open(BUCKETS, held_out=True)
     assert not any(is_heldout(train.scene(d, BUCKETS[0])[0]) for d in range(300))
     assert all(is_heldout(held.scene(d, BUCKETS[0])[0]) for d in range(50))
+
+
+def test_training_never_speaks_in_templates_that_are_held_out():
+    source, heldout = Toyworld(plain=0.3, two=0.5), (*ONE["heldout"], *TWO["heldout"])
+    train, held = Loader(source.open(BUCKETS), 20), source.open(BUCKETS, held_out=True)
+    assert [text for batch in take(train, 15) for text in batch.captions if speaks_in(text, heldout)] == []
+    assert all(speaks_in(held.load(d).caption, heldout) for d in range(50))
 
 
 def test_buckets_get_their_shares_and_frames_their_size():

@@ -1,4 +1,4 @@
-"""Windows on velocities whose answer is known: they cover, they sum to one, and one that covers all changes nothing."""
+"""Windows on velocities whose answer is known: they cover, they sum to one, and known slots go along."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from dit_video.core.errors import BadInput
 from dit_video.core.types import Time
-from dit_video.diffusion.known import hold, known
+from dit_video.diffusion.known import known
 from dit_video.diffusion.sample import scan
 from dit_video.diffusion.schedule import Schedule
 from dit_video.diffusion.solvers import SOLVERS
@@ -37,11 +37,9 @@ def sampled(velocity, x, solver, memory=()):
 
 
 def windowed(velocity_of, windows):
-    """One velocity of the whole clip, as the sampler blends it; `velocity_of(i)` is that of window i. One window that
-    covers all is that window's velocity, memory and all; else the memory is a tuple of theirs."""
+    """One velocity of the whole clip, as the sampler blends it; `velocity_of(i)` is that of window i. The memory is a
+    tuple of theirs."""
     count = len(windows.starts)
-    if count == 1:
-        return velocity_of(0)
 
     def velocity(x, t, memory):
         memories = list(memory) if memory else [()] * count
@@ -77,17 +75,6 @@ def test_neighbours_share_what_they_were_told_to():
     assert layout(18, 5, 2).starts == (0, 3, 6, 9, 12, 13)
     with pytest.raises(BadInput, match="Use 0 to 4"):
         layout(17, 5, 5)
-
-
-@pytest.mark.parametrize("solver", ["unipc", "heun"])
-def test_one_window_that_covers_all_is_the_plain_sampler(solver):
-    """Bit for bit, also with known slots and memory."""
-    x, clean = arrays(5), arrays(5, 1)
-    mask = jnp.zeros(x.shape[:4], bool).at[:, 0].set(True)
-    x = hold(x, clean, mask)
-    for field in (mixing, known(mixing, clean, mask)):
-        whole = windowed(lambda i, field=field: field, layout(5, 9, 2))
-        np.testing.assert_array_equal(sampled(whole, x, solver), sampled(field, x, solver))
 
 
 @pytest.mark.parametrize("solver", ["unipc", "heun"])

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.mesh import MeshShape, Rules, make_mesh
-from dit_video.generate.decode import Strip, Tiles, decode_frames, piece_bytes, starts, strips_of, tiles_for
+from dit_video.generate.decode import Strip, Tiles, _joined, decode_frames, piece_bytes, starts, strips_of, tiles_for
 from dit_video.generate.programs import Programs, to_uint8
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.weights.model import abstract
@@ -66,6 +66,18 @@ def test_tiles_are_blended(programs, tiny, latents, whole):
     step = np.abs(np.diff(tiled, axis=1)).mean((0, 2, 3))
     assert step.max() < 2 * np.abs(np.diff(to_uint8(whole).astype(float), axis=1)).mean((0, 2, 3)).max()
     assert np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.8
+
+
+def test_tiles_go_over_into_each_other_evenly():
+    """Tiles of one value each, two pixels a latent: along both sides a ramp over what neighbours share, flat else.
+    Across, the three share two and three latents; down, the two share two."""
+    corners = [(y, x) for y in starts(10, 6, 2) for x in starts(13, 6, 2)]
+    assert corners == [(0, 0), (0, 4), (0, 7), (4, 0), (4, 4), (4, 7)]
+    parts = [np.full((1, 12, 12, 3), 10 * (y > 0) + 100 * (0, 4, 7).index(x), np.float32) for y, x in corners]
+    down = np.r_[[0] * 8, 10 * np.arange(1, 5) / 5, [10] * 8]
+    across = np.r_[[0] * 8, 100 * np.arange(1, 5) / 5, 100, 100, 100 + 100 * np.arange(1, 7) / 7, [200] * 6]
+    made = _joined(parts, corners, (10, 13), (6, 6))
+    np.testing.assert_allclose(made, np.tile((down[:, None] + across)[None, ..., None], 3), rtol=1e-5, atol=1e-4)
 
 
 def test_tiles_cover_a_side():

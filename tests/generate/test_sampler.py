@@ -81,6 +81,23 @@ def test_windows_are_blended_and_know_the_first_slot(pipe, given):
     np.testing.assert_allclose(made, want, atol=1e-4)
 
 
+@pytest.mark.parametrize("given", [{}, {"image": np.full((32, 32, 3), 90, np.uint8), "cache": "fast"}])
+def test_one_window_that_covers_all_is_one_pass(tiny, given):
+    """With the real network, bit for bit, and no step more."""
+    pipe = VideoPipeline(tiny)
+
+    def made(**long):
+        steps = []
+        note = lambda p, step, t, now: steps.append(step) or None  # noqa: E731
+        more = {"num_frames": 9, "num_inference_steps": 5, "output_type": "latent", "callback_on_step_end": note}
+        return pipe(PROMPT, seed=1, **more, **given, **long).frames[0], steps
+
+    (plain, steps), (windowed, again) = made(), made(long="window", window=5, overlap=2)
+    assert steps == again == [0, 1, 2, 3, 4]
+    assert plain.std() > 0.1
+    np.testing.assert_array_equal(windowed, plain)
+
+
 def test_a_loop_has_four_frames_in_every_slot(pipe):
     """Four slots, and the last three in front of them for the decoder; every window sees the sink."""
     made = slots(pipe, loop=True)

@@ -11,6 +11,7 @@ from dit_video.data.toyworld.captions import ONE, TWO, canonical, caption, vocab
 from dit_video.data.toyworld.draw import attributes
 from dit_video.data.toyworld.scene import Body, Scene
 from dit_video.data.toyworld.splits import sample_scene
+from tests.data.toyworld.templates import speaks_in
 
 
 @pytest.mark.parametrize(
@@ -108,12 +109,17 @@ def test_heldout_templates_use_known_words():
     assert own["heldout"] <= own["train"], own["heldout"] - own["train"]
 
 
-def test_training_never_speaks_in_heldout_templates():
-    rng = np.random.default_rng(4)
-    starts = ("look,", "here the", "show a scene", "you can see how", "in this video we", "this is a video")
-    draws = [sample_scene(rng, "any") for _ in range(2000)]
-    assert not [s for s in (caption(scene, rng).lower() for scene in draws) if s.startswith(starts)]
-    assert [s for s in (caption(scene, rng, "heldout").lower() for scene in draws[:200]) if s.startswith(starts)]
+@pytest.mark.parametrize("bodies", [1, 2])
+def test_training_never_speaks_in_heldout_templates(bodies):
+    """Each held-out template is met by captions of its own, and by none of training."""
+    rng, heldout = np.random.default_rng(4), (ONE, TWO)[bodies - 1]["heldout"]
+    drawn = (sample_scene(rng, "any", plain=0.0, two=float(bodies - 1)) for _ in range(600))
+    scenes = [scene for scene in drawn if len(scene.bodies) == bodies]
+    assert len(scenes) > 500
+    own = [caption(scene, rng, "heldout") for scene in scenes[:200]]
+    assert [text for text in own if not speaks_in(text, heldout)] == []
+    assert all(any(speaks_in(text, [template]) for text in own) for template in heldout)
+    assert [text for text in (caption(scene, rng) for scene in scenes) if speaks_in(text, heldout)] == []
 
 
 def test_plain_form_is_frequent_and_dressed_in_many_ways():
