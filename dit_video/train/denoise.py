@@ -104,9 +104,10 @@ class Denoise:
     crops: tuple[Crop, ...] = (Crop(5, 0.75), Crop(9, 0.15), Crop(1, 0.10))
     pool: Pool = Pool()
     tokens: int = 48  # rows of text in training; longer captions are cut, and said
-    tokenizer: str | None = None  # "board", a model, or a folder with a tokenizer; None: that of `init`, else a new one
+    # "board", a model, or a folder with a tokenizer; None: that of `init`, else a new one. With `init` no other.
+    tokenizer: str | None = None
     tokenizer_captions: int = 8000  # captions that a new tokenizer is trained on
-    defaults: Defaults = Defaults()  # size, steps and guidance that the model is sampled with
+    defaults: Defaults | None = None  # size, steps and guidance that the model is sampled with; None: those of `init`
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["Denoise", Base]:
         """The objective with its sizes filled in, and the VAE and the tokenizer.
@@ -127,7 +128,7 @@ class Denoise:
                 config, params = load_vae(experiment.vae)
             else:
                 config, params = start.vae, start.params["vae"]
-            tokenizer = start.tokenizer if start else self._tokenizer(experiment, run)
+            tokenizer = start.tokenizer if start else self._tokenizer(experiment)
             run.save_base(config, params, tokenizer)
         dit, text = self.dit or (start and start.dit), self.text or (start and start.text)
         dit, text = dit or run.resolved("dit"), text or run.resolved("text")
@@ -135,6 +136,7 @@ class Denoise:
             raise BadInput("objective.dit and objective.text are empty and there is no --init MODEL to take them from")
         if start is not None:
             check_meaning(dit, start.dit, str(experiment.init))
+            self._check_tokenizer(start, str(experiment.init))
         if dit.text_dim != text.width:
             raise BadInput(
                 f"dit.text_dim={dit.text_dim}, but the text encoder's width is {text.width}: they must agree"
@@ -147,9 +149,20 @@ class Denoise:
             )
         if not any(c.share > 0 for c in self.crops):
             raise BadInput("objective.crops: one share must be positive")
-        return replace(self, dit=dit, text=text), Base(config, params, tokenizer, start, experiment.prompts)
+        # A curve for the cache was measured with other weights than the run's.
+        theirs = start and replace(start.defaults, cache=())
+        defaults = self.defaults or theirs or run.resolved("defaults") or Defaults()
+        filled = replace(self, dit=dit, text=text, defaults=defaults)
+        return filled, Base(config, params, tokenizer, start, experiment.prompts)
 
-    def _tokenizer(self, experiment: Experiment, run: Run) -> Tokenizer:
+    def _check_tokenizer(self, start: Model, name: str) -> None:
+        if self.tokenizer is not None and load_tokenizer(self.tokenizer).model != start.tokenizer.model:
+            raise BadInput(
+                f"objective.tokenizer={self.tokenizer} is another than that of {name}, whose weights know the pieces "
+                "of their own. Give --objective.tokenizer none."
+            )
+
+    def _tokenizer(self, experiment: Experiment) -> Tokenizer:
         if self.tokenizer is not None:
             return load_tokenizer(self.tokenizer)
         assert self.text is not None, "without --init the text encoder's sizes are given"
@@ -195,7 +208,7 @@ class Denoise:
             params={"dit": params["dit"], "vae": base.vae_params, "text": params["text"]},
             tokenizer=base.tokenizer,
             scheduler=scheduler(self.path.shift),
-            defaults=self.defaults,
+            defaults=self.defaults or Defaults(),
         )
 
     def finish(self, params: dict[str, Any], experiment: Experiment, base: Base, run: Run) -> None:

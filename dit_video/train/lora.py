@@ -98,7 +98,8 @@ class FineTune:
     """The objective of `Denoise` on a model that `--init` names. With `lora` None all of the denoiser learns; with
     `scratch` too it begins at random, and only the text encoder and the VAE are the model's.
 
-    `denoise.dit` and `denoise.text` give dtype, rematerialisation and attention; their sizes are the model's.
+    `denoise.dit` and `denoise.text` give dtype, rematerialisation and attention; their sizes are the model's, as are
+    tokenizer and defaults.
     """
 
     denoise: Denoise = Denoise()
@@ -126,6 +127,9 @@ class FineTune:
         start = open_base(experiment.init)
         check_trainable(start, experiment.init)
         check_shown(self.denoise.conditions, experiment, start, experiment.init, self.scratch)
+        for name, theirs in (("tokenizer", None), ("defaults", start.defaults)):
+            if getattr(self.denoise, name) not in (None, theirs):
+                raise BadInput(f"objective.denoise.{name}: a model that is fine-tuned keeps its own. Leave it out.")
         path, part = self.denoise.path, times_of(self.expert, start, experiment.init)
         if part != (0.0, 1.0):
             if path.part not in ((0.0, 1.0), part):

@@ -18,6 +18,7 @@ from dit_video.train.loop import train
 from dit_video.train.optim import Optimizer
 from dit_video.weights.checkpoints import Run, load_run, save_vae
 from dit_video.weights.folder import save_model
+from dit_video.weights.model import Defaults
 
 POOL = Pool(clips=16, reuse=2.0, pictures=2, chunk=8)
 
@@ -162,3 +163,34 @@ def test_init_brings_sizes_weights_vae_and_tokenizer(tiny, tmp_path):
     start = filled.initial(base)
     jax.tree.map(np.testing.assert_array_equal, start, {n: tiny.params[n] for n in ("dit", "text")})
     assert base.tokenizer.model == tiny.tokenizer.model
+
+
+def test_a_start_brings_how_it_is_sampled(tiny, tmp_path):
+    """Not the curve for the cache, which was measured with its weights; a run that goes on has what it stored."""
+    curve = ((0.1, 0.2, 0.3),)
+    start = dataclasses.replace(tiny, defaults=dataclasses.replace(tiny.defaults, cache=curve))
+    objective = Denoise(pool=POOL, tokens=32)
+    e = experiment(tiny, tmp_path, objective=objective, init=str(save_model(start, tmp_path / "model")), vae=None)
+    run = Run(tmp_path / "run")
+    run.create()
+    filled, base = objective.resolve(e, run)
+    assert filled.defaults == tiny.defaults and filled.model(start.params, base).defaults == tiny.defaults
+    given = dataclasses.replace(objective, defaults=Defaults(guidance=7.0))
+    assert given.resolve(e, run)[0].defaults == Defaults(guidance=7.0)
+
+    stored = Defaults(guidance=1.5)  # as runs of earlier versions have it, whatever they began with
+    run.save_experiment(dataclasses.replace(e, objective=dataclasses.replace(filled, defaults=stored)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "has_checkpoint", lambda self: True)
+        assert objective.resolve(e, run)[0].defaults == stored
+
+
+def test_a_start_has_its_tokenizer(tiny, tmp_path):
+    tiny.tokenizer.save(tmp_path / "same")
+    where = {"init": str(save_model(tiny, tmp_path / "model")), "vae": None}
+    run = Run(tmp_path / "run")
+    run.create()
+    same, other = (Denoise(pool=POOL, tokenizer=name) for name in (str(tmp_path / "same"), "board"))
+    same.resolve(experiment(tiny, tmp_path, objective=same, **where), run)
+    with pytest.raises(BadInput, match=r"tokenizer=board is another than that of .*--objective\.tokenizer none"):
+        other.resolve(experiment(tiny, tmp_path, objective=other, **where), run)

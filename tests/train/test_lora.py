@@ -31,7 +31,7 @@ from dit_video.train.step import initial_params, loss_of, trained
 from dit_video.weights.checkpoints import Run, load_run
 from dit_video.weights.folder import load_model, read, save_model
 from dit_video.weights.lora import merge_files
-from dit_video.weights.model import abstract
+from dit_video.weights.model import Defaults, abstract
 from dit_video.weights.names import flatten, unflatten
 
 miniature = runpy.run_path(str(Path(__file__).parents[1] / "miniature.py"))
@@ -245,6 +245,11 @@ def test_what_cannot_be_tuned_says_so(folder, tmp_path):
         train(replace(experiment(folder), vae="board"), tmp_path / "a")
     with pytest.raises(BadInput, match="no matrix is called to_q"):
         train(experiment(folder, lora=LoRA(targets=("to_q",))), tmp_path / "b")
+    there = experiment(folder).objective
+    for name, value in (("tokenizer", "board"), ("defaults", Defaults(guidance=7.0))):
+        given = replace(there, denoise=replace(there.denoise, **{name: value}))
+        with pytest.raises(BadInput, match=rf"objective\.denoise\.{name}: .* keeps its own"):
+            given.resolve(experiment(folder), Run(tmp_path / "c"))
     with pytest.raises(BadInput, match=r"lora\.alpha=0.*must be above 0"):
         LoRA(alpha=0)
 
