@@ -98,7 +98,7 @@ def write_export(target: Target, order: Order, out: Path, size: int, write: Call
     with appearing(out, "an export", is_export, order.force, size) as folder:
         about = describe(target, order) | {"programs": write(folder)}
         order.model.tokenizer.save(folder / "tokenizer")
-        (folder / "run.py").write_text(runner(target), encoding="utf-8")
+        (folder / "run.py").write_text(runner(target, order.dtype), encoding="utf-8")
         (folder / "README.md").write_text(card(target.title, order.model, about, order.scores), encoding="utf-8")
         save_manifest(folder, about)
     return out
@@ -140,7 +140,7 @@ def describe(target: Target, order: Order) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def runner(target: Target) -> str:
+def runner(target: Target, dtype: str) -> str:
     """run.py of a format: the template, the package's own definitions, and how this format's programs are run."""
     templates = Path(str(files("dit_video"))) / "export" / "templates"
     text = (templates / "run.py.in").read_text(encoding="utf-8")
@@ -148,7 +148,8 @@ def runner(target: Target) -> str:
     shared = "\n\n\n".join(definitions(module, names) for module, names in SHARED.items())
     for mark, part in {"SHARED": shared, "RUNTIME": runtime.strip()}.items():
         text = text.replace(f"# {{{mark}}}", part)
-    return text.replace("{TITLE}", target.title).replace("{NEEDS}", shlex.join(target.needs))
+    text = text.replace("{TITLE}", target.title).replace("{DTYPE}", dtype)
+    return text.replace("{NEEDS}", shlex.join(target.needs))
 
 
 def definitions(module: str, names: Sequence[str]) -> str:

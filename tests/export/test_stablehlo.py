@@ -7,12 +7,14 @@ import runpy
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax import export
+from safetensors import safe_open
 
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.types import Text, Time
@@ -22,6 +24,7 @@ from dit_video.diffusion.schedule import Schedule
 from dit_video.export import stablehlo
 from dit_video.export.folder import Order
 from dit_video.export.programs import Programs, portable
+from dit_video.export.verify import run_export
 from dit_video.models.tokenizer import clean
 from dit_video.weights.find import verify_files
 
@@ -128,8 +131,6 @@ def test_the_manifest_says_what_is_there(out, model):
 
 
 def test_encoder_weights_stay_at_home(out):
-    from safetensors import safe_open
-
     with safe_open(out / "weights" / "vae.safetensors", "numpy") as file:
         parts = {name.partition("/")[0] for name in file.keys()}  # noqa: SIM118
     assert parts == {"decoder", "post_quant_conv"}
@@ -165,6 +166,13 @@ def test_run_py_shares_the_definitions(run, tiny):
     "flags, said",
     [
         ("--num_frames 10", "4k+1"),
+        ("--num-frames 10", "4k+1"),
+        ("--prompt=", "prompt is empty"),
+        ("--guidance_scale nan", "a number from 0 up"),
+        ("--guidance-scale=inf", "a number from 0 up"),
+        ("--guidance_scale -3", "a number from 0 up"),
+        ("--output MINE.npy", "MINE.npy exists"),
+        ("--output OUR.npy --prompt a b", "OUR_1.npy exists"),
         ("--height 40", "multiple of 16"),
         ("--output a.avi", ".mp4 or .npy"),
         ("--seed -1", "2^63"),
@@ -185,11 +193,52 @@ def test_run_py_refuses(run, flags, said, capsys, tmp_path, monkeypatch):
     np.save("LATENTS", np.zeros((3, 4, 4, 1), np.float32))
     Path("LATENTS.npy").rename("LATENTS")
     Path("TEXT").write_text("mine")
+    Path("MINE.npy").write_text("mine")
+    Path("OUR_1.npy").write_text("mine")
     Path("EMPTY").touch()
     Path("ZIP").write_bytes(b"PK\x03\x04, cut")
     assert run["main"](["--prompt", "a", "--num_frames", "9", *flags.split()]) == 2
     assert said in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["EMPTY", "LATENTS", "TEXT", "ZIP"]
+    there = ["EMPTY", "LATENTS", "MINE.npy", "OUR_1.npy", "TEXT", "ZIP"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+    assert Path("MINE.npy").read_text() == "mine"
+
+
+def test_run_py_spells_flags_either_way(run):
+    same = run["same_flags"](
+        ["--num-frames", "9", "--guidance-scale=-1", "--prompt", "a-b", "-- c-d", "--prompt=--e-f"]
+    )
+    assert same == ["--num_frames", "9", "--guidance_scale=-1", "--prompt", "a-b", "-- c-d", "--prompt=--e-f"]
+
+
+def test_what_is_not_finite_is_no_video(run, capsys, tmp_path, monkeypatch):
+    """Black frames would be. --force takes the place of a file, but not for that."""
+    program = run["Programs"].__new__(run["Programs"])
+    program.weights, latents = [], np.zeros((1, 3, 4, 4, 4), np.float32)
+    computed = lambda *_: (np.zeros((1, 9, 32, 32, 3), np.uint8), latents)  # noqa: E731
+    program.ready = type("Any", (dict,), {"__contains__": lambda *_: True, "__missing__": lambda *_: computed})()
+    monkeypatch.setitem(run["main"].__globals__, "Programs", lambda *_: program)
+    line = ["--prompt", "a", "--num-frames", "9", "--output", str(tmp_path / "a.npy")]
+    latents[0, 1] = np.nan
+    assert run["main"](line) == 5
+    assert "not finite" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    latents[:] = 0
+    assert [run["main"](line), run["main"](line), run["main"]([*line, "--force"])] == [0, 2, 0]
+    assert np.load(tmp_path / "a.npy").shape == (9, 32, 32, 3)
+
+
+def test_bfloat16_runs_where_this_package_is_not(tiny, alone, tmp_path, monkeypatch):
+    """The whole of run.py in a process of its own, for one platform to be quick."""
+    monkeypatch.setattr(stablehlo, "NAMES", ("sampler",))
+    monkeypatch.setattr(stablehlo, "lowered", partial(stablehlo.lowered, platforms=("cpu",)))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    order = Order(portable(tiny, "bfloat16", stablehlo.BACK), "bfloat16", 3.0, ((5, 32, 32),))
+    out = stablehlo.export_stablehlo(order, tmp_path / "out")
+    with safe_open(out / "weights" / "dit.safetensors", "numpy") as file:
+        assert "BF16" in {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    (frames,) = run_export(alone, out, ["a red circle moves right"], 7, ["--num-inference-steps=1"])
+    assert frames.shape == (5, 32, 32, 3) and frames.std() > 10
+    assert "which is bfloat16 here" in (out / "run.py").read_text()
 
 
 def test_run_py_names_what_is_missing(run, capsys, tmp_path, monkeypatch):
@@ -220,15 +269,45 @@ def test_run_py_writes_what_players_show(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_an_expired_file_says_what_to_do(out, run, monkeypatch):
-    monkeypatch.setattr("jax._src.export.serialization._SERIALIZATION_VERSION", 1)
+def test_an_expired_file_says_what_to_do(out, run):
+    """What ages is the program inside, which JAX opens only to call it: here of a version that is not known."""
     old = export.export(jax.jit(lambda x: x))(jax.ShapeDtypeStruct((), np.float32)).serialize()
+    old[old.index(b"ML\xefR") + 4] = 0xFF
+    export.deserialize(old)
     about = json.loads((out / "manifest.json").read_text())
     program = run["Programs"].__new__(run["Programs"])
     (out.parent / "old.jax_export").write_bytes(old)
     program.about, program.file, program.weights, program.ready = about, out.parent / "old.jax_export", [], {}
     with pytest.raises(run["BadInput"], match=r"not read by jax .* any more .*dit-video export THIS_FOLDER --refresh"):
         program.make(*[np.zeros(1)] * 3, (0, 0), 1)
+
+
+def test_what_is_no_matter_of_age_is_not_called_so(out, run, tmp_path):
+    """A program that is given something else, and one that was cut on its way."""
+    about = json.loads((out / "manifest.json").read_text())
+    program = run["Programs"].__new__(run["Programs"])
+    program.about, program.file, program.weights, program.ready = about, tmp_path / "denoiser.jax_export", [], {}
+    program.file.write_bytes(export.export(jax.jit(lambda x: x))(jax.ShapeDtypeStruct((), np.float32)).serialize())
+    with pytest.raises(ValueError, match="same pytree structure"):
+        program.make(*[np.zeros(1)] * 3, (0, 0), 1)
+    about["sha256"]["programs/denoiser.jax_export"] = "0" * 64
+    with pytest.raises(run["BadInput"], match=r"denoiser.jax_export is damaged\. Copy the export again"):
+        program.make(*[np.zeros(1)] * 3, (0, 0), 1)
+
+
+def test_weights_that_are_not_there_are_named(run, capsys, tmp_path):
+    line = ["--prompt", "a", "--num_frames", "9", "--output", str(tmp_path / "a.npy")]
+    file = run["HERE"] / "weights" / "dit.safetensors"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:100])
+        assert run["main"](line) == 2
+        assert "weights/dit.safetensors is damaged: " in capsys.readouterr().err
+        file.unlink()
+        assert run["main"](line) == 2
+        assert "weights/dit.safetensors is missing. Copy the export again" in capsys.readouterr().err
+    finally:
+        file.write_bytes(whole)
 
 
 def test_shapes_off_the_rule(model):
