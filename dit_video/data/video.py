@@ -5,6 +5,7 @@ Frames are uint8 RGB of shape (T, H, W, 3) on this side of the border, whatever 
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int, UInt8
 
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.files import beside, json_text, writing
+from dit_video.core.log import log
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -241,7 +243,7 @@ def read_video(path: str | os.PathLike[str], *, start: float = 0.0, max_frames: 
     """Frames as uint8 RGB, upright, with the time of each. `start` in seconds; reads on to the end or `max_frames`.
 
     The file's colour tags are followed; without tags, BT.709 from 720 lines up and BT.601 below, as players do.
-    Raises MissingError for a file that is not there and BadInput for one that does not decode to a frame.
+    Raises MissingError for a file that is not there and BadInput for one that does not decode to a frame or breaks off.
     """
     path = Path(path)
     frames, times = [], []
@@ -282,13 +284,28 @@ def _iterate_av(path: Path, start: float):
             origin = float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
             if start > 0:
                 container.seek(int((start + origin) / stream.time_base), stream=stream)
+            time = 0.0
             for count, frame in enumerate(container.decode(stream)):
                 time = frame.time - origin if frame.time is not None else count / (fps or 1.0)
                 if time < start - 1e-6:
                     continue
                 yield _to_rgb(frame), time, fps, metadata
+            _check_end(path, stream, time)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be decoded ({error}).") from error
+
+
+def _check_end(path: Path, stream: Any, last: float) -> None:
+    """Raises BadInput for a file that is shorter than its own index says: FFmpeg takes the end of the data for the end
+    of the film. Matroska's index knows no sizes; where its tag of the duration is far from `last`, the time of the last
+    frame, there is a warning, as some programs leave an older tag."""
+    there, wanted = path.stat().st_size, max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if wanted > there:
+        raise BadInput(f"{path}: breaks off after {last:.1f} s: {there} bytes of at least {wanted}. Get it again.")
+    said = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    seconds = sum(float(part) * unit for part, unit in zip(said.groups(), (3600, 60, 1), strict=True)) if said else 0.0
+    if seconds > last + max(2.0, 0.02 * seconds):
+        log.warning("%s: ends at %.1f s and says %.1f. Did it break off?", path, last, seconds)
 
 
 def _to_rgb(frame: Any) -> np.ndarray:

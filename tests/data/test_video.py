@@ -1,5 +1,6 @@
 """Video files: colours survive, tags are right, nothing half-written stays, odd input is told so."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -131,6 +132,24 @@ def test_streaming_equals_writing_at_once(tmp_path):
         for frame in frames:
             video.write(frame)
     np.testing.assert_array_equal(read_video(tmp_path / "a.mp4").frames, read_video(tmp_path / "b.mp4").frames)
+
+
+def test_half_of_a_matroska_file_is_warned_of(tmp_path, caplog):
+    import av
+
+    frames = np.random.default_rng(0).integers(0, 255, (48, 32, 32, 3)).astype(np.uint8)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for frame in [*frames, None]:
+            picture = None if frame is None else av.VideoFrame.from_ndarray(frame, format="rgb24")
+            for packet in stream.encode(picture and picture.reformat(format="yuv420p")):
+                container.mux(packet)
+    whole = (tmp_path / "a.mkv").read_bytes()
+    assert len(read_video(tmp_path / "a.mkv").frames) == 48 and caplog.text == ""
+    (tmp_path / "b.mkv").write_bytes(whole[: len(whole) // 2])
+    assert 15 < len(read_video(tmp_path / "b.mkv").frames) < 33
+    assert re.search(r"b\.mkv: ends at [23]\.\d s and says 6\.0\. Did it break off", caplog.text)
 
 
 def test_read_a_window(tmp_path):
