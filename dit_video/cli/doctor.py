@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
             report[name], found = look()
         except Exception as error:
             report[name] = None
-            found = [{"what": f"{name}: {type(error).__name__}: {error}", "fix": "Run doctor --verbose for more."}]
+            if args.verbose:
+                traceback.print_exc()
+            fix = "See the traceback on stderr." if args.verbose else "Run doctor --verbose for more."
+            found = [{"what": f"{name}: {type(error).__name__}: {error}", "fix": fix}]
         problems += found
     report |= {"ok": not problems, "problems": problems}
     if args.json:

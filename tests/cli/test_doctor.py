@@ -135,7 +135,7 @@ def test_weights_that_are_damaged(report, monkeypatch):
     assert "not as written" in report(3)["problems"][0]["what"]
 
 
-def test_one_failing_part_leaves_the_others(report, monkeypatch):
+def test_one_failing_part_leaves_the_others(report, monkeypatch, capsys):
     def fall_over():
         raise RuntimeError("boom")
 
@@ -144,6 +144,10 @@ def test_one_failing_part_leaves_the_others(report, monkeypatch):
     assert found["codecs"] is None
     assert "RuntimeError: boom" in found["problems"][0]["what"]
     assert found["weights"]["hash"]
+    assert "--verbose" in found["problems"][0]["fix"]
+    assert main(["doctor", "--json", "--verbose"]) == 3
+    out, err = capsys.readouterr()
+    assert "See the traceback" in json.loads(out)["problems"][0]["fix"] and "in fall_over" in err
 
 
 @pytest.mark.parametrize(
