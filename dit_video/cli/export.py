@@ -10,7 +10,8 @@ from typing import Any
 EPILOG = """\
 formats:
   diffusers   a folder that diffusers' pipelines of the Wan family open: safetensors, configs, scheduler, tokenizer
-  stablehlo   programs for CPU, CUDA and TPU in one file, of any length and size; JAX runs them without this package
+  stablehlo   programs for CPU, CUDA and TPU in one file, of any size and any length from 13 frames up (and of the
+              model's own, where that is shorter); JAX runs them without this package
   onnx        programs for ONNX Runtime, float32, one set for each of --shapes
 
 The last two hold run.py, which makes a video and needs nothing of this package, a manifest and a model card. A shape is
@@ -33,9 +34,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--to", choices=("diffusers", "stablehlo", "onnx"), metavar="FORMAT",
                         help="diffusers, stablehlo or onnx")  # fmt: skip
     parser.add_argument("--model", metavar="MODEL", help="a model folder, a run folder, or a name (default: on board)")
-    parser.add_argument(
-        "--shapes", metavar="TxHxW,...", help="of these sizes (default: stablehlo of any, onnx of the model's own)"
-    )
+    parser.add_argument("--shapes", metavar="TxHxW,...", help="of these sizes alone (default: stablehlo of any from 13 "
+                        "frames up, onnx of the model's own)")  # fmt: skip
     parser.add_argument(
         "--verify", action="store_true", help="read everything back and open it in diffusers, or run it, and compare"
     )
@@ -93,16 +93,24 @@ def programs(args: argparse.Namespace) -> int:
     from dit_video.core.errors import BadInput
     from dit_video.core.log import log
     from dit_video.export import onnx, stablehlo
+    from dit_video.export.card import checked, read_scores
     from dit_video.export.folder import Order, model_shape
     from dit_video.export.programs import portable
     from dit_video.export.verify import verify
     from dit_video.generate.held import weights_hash
     from dit_video.generate.request import native_shift
     from dit_video.weights.checkpoints import open_base
-    from dit_video.weights.find import read_json
     from dit_video.weights.lora import merge_files
 
-    model, dtype = merge_files(open_base(args.model), args.lora), "float32" if args.dtype == "keep" else args.dtype
+    if args.converter and args.to != "onnx":
+        raise BadInput("--converter goes with --to onnx")
+    dtype = "float32" if args.dtype == "keep" else args.dtype
+    (onnx if args.to == "onnx" else stablehlo).check_dtype(dtype)
+    if args.scores:
+        scores = read_scores(args.scores)
+    elif scores := getattr(args, "told", None):
+        checked(scores, f"{args.out}/manifest.json: what it says under scores")
+    model = merge_files(open_base(args.model), args.lora)
     model = replace(model, digest=model.digest or weights_hash(model.params))
     if getattr(args, "hash", "") and model.digest != args.hash:
         raise BadInput(
@@ -112,7 +120,7 @@ def programs(args: argparse.Namespace) -> int:
     order = Order(
         portable(model, dtype, stablehlo.BACK), dtype, native_shift(model),
         tuple(parse_shapes(args.shapes)) if args.shapes else (), tuple(args.lora),
-        read_json(Path(args.scores)) if args.scores else getattr(args, "told", None), args.force,
+        scores, args.force,
     )  # fmt: skip
     python = onnx.converter(args.converter) if args.to == "onnx" else sys.executable
     with importing().destination(args.out, args.force) as out:

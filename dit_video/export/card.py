@@ -1,8 +1,13 @@
 """The model card of an export: what it is, from its config and its evaluation, and what it cannot do."""
 
+from pathlib import Path
 from typing import Any
 
+from dit_video.core.errors import BadInput, MissingError
+from dit_video.weights.find import parse_json
 from dit_video.weights.model import Model
+
+NUMBERS = ("value", "low", "high", "n")
 
 
 def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any] | None) -> str:
@@ -58,17 +63,48 @@ def _quoted(package: str) -> str:
     return f"'{package}'" if "[" in package else package
 
 
+def read_scores(file: str | Path) -> dict[str, Any]:
+    """What `dit-video eval --json` printed. Raises `MissingError` where there is no such file, and `BadInput` for what
+    it did not print."""
+    try:
+        text = Path(file).read_bytes()
+    except FileNotFoundError:
+        raise MissingError(
+            f"--scores {file}: there is no such file. Write it: dit-video eval --json > {file}"
+        ) from None
+    except OSError as error:
+        raise BadInput(f"--scores {file} cannot be read: {error.strerror}") from None
+    return checked(parse_json(text, f"--scores {file}"), f"--scores {file}")
+
+
+def checked(report: dict[str, Any], where: str) -> dict[str, Any]:
+    """The report. Raises `BadInput`, which says where it stands, unless it has a suite and scores; one of which nothing
+    is known is null."""
+    scores = report.get("scores")
+    entries = [entry for entry in scores.values() if entry is not None] if isinstance(scores, dict) else [None]
+    if not isinstance(report.get("suite"), str) or not all(map(_is_score, entries)):
+        raise BadInput(f"{where} is not what `dit-video eval --json` prints: a suite and its scores, each with "
+                       f"{', '.join(NUMBERS)}")  # fmt: skip
+    return report
+
+
+def _is_score(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), int | float) for name in NUMBERS)
+
+
 def _scores(scores: dict[str, Any]) -> list[str]:
+    """A table. Of toyworld the scores are shares of the clips; of the other suites decibels and the like."""
+    show = _percent if scores["suite"] == "toyworld" else "{:.4g}".format
     head = [
-        f"Suite {scores.get('suite', '')}, as asked:",
+        f"Suite {scores['suite']}, as asked:",
         "",
         "| | value | 95 % interval | clips |",
         "|---|---|---|---|",
     ]
     rows = [
-        f"| {name} | {_percent(s['value'])} | {_percent(s['low'])} - {_percent(s['high'])} | {s['n']} |"
-        for name, s in scores.get("scores", {}).items()
-        if {"value", "low", "high", "n"} <= set(s)
+        f"| {name} | {show(s['value'])} | {show(s['low'])} - {show(s['high'])} | {s['n']} |"
+        for name, s in scores["scores"].items()
+        if s is not None
     ]
     return [*head, *rows, ""]
 

@@ -39,19 +39,26 @@ def converter(python: str | None) -> str:
             raise MissingError(f"--to onnx: {INSTALL}")
         return sys.executable
     try:
-        there = subprocess.run([python, "-c", "import jax2onnx, safetensors"], capture_output=True, text=True)
+        code = "import jax2onnx, safetensors; print('here')"
+        there = subprocess.run([python, "-c", code], capture_output=True, text=True)
     except OSError as error:
         raise MissingError(f"--converter {python}: {error.strerror}. {INSTALL}") from None
-    if there.returncode:
-        raise MissingError(f"--converter {python}: {there.stderr.strip().splitlines()[-1]}. {INSTALL}")
+    if there.returncode or "here" not in there.stdout.split():
+        said = ["it is no Python, or says nothing of why it ended", *there.stderr.strip().splitlines()]
+        raise MissingError(f"--converter {python}: {said[-1]}. {INSTALL}")
     return python
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises `BadInput` for all but float32."""
+    if dtype != "float32":
+        raise BadInput(f"--to onnx --dtype {dtype}: ONNX Runtime takes these programs in float32 only.")
 
 
 def export_onnx(order: Order, out: Path, python: str | None = None) -> Path:
     """Writes the folder; `python` as `converter` takes it. Raises `MissingError`, `BadInput` as `write_export`, and
     `DitVideoError` with the converter's last words."""
-    if order.dtype != "float32":
-        raise BadInput(f"--to onnx --dtype {order.dtype}: ONNX Runtime takes these programs in float32 only.")
+    check_dtype(order.dtype)
     python = converter(python)
     order = replace(order, shapes=order.shapes or (model_shape(order.model),))
     _, init = order.programs.step()

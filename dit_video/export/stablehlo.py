@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import export
 
-from dit_video.core.errors import MissingError
+from dit_video.core.errors import BadInput, MissingError
 from dit_video.export.folder import Order, Shape, Target, model_shape, write_export
 from dit_video.export.programs import PARTS, Programs, sized
 from dit_video.weights.model import weight_dtype
@@ -23,6 +23,7 @@ from dit_video.weights.names import Foreign
 from dit_video.weights.shards import write
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+DTYPES = ("float32", "bfloat16")
 BACK = "platform"  # of the VAE's convolutions: each platform has its own in the file
 LIFE = timedelta(days=180)
 SLOTS = 4  # the fewest latent slots of a symbolic clip: causal convolutions look back over two
@@ -30,8 +31,18 @@ NAMES = ("text_encoder", "denoiser", "vae_decoder", "sampler")
 NEEDS = ("jax", "flatbuffers", "numpy", "safetensors", "sentencepiece", "imageio[pyav]")
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises `BadInput` for a dtype that not every platform computes in."""
+    if dtype not in DTYPES:
+        raise BadInput(
+            f"--to stablehlo --dtype {dtype}: JAX has no such products on CPUs, and a program is for all platforms. "
+            f"Use {' or '.join(DTYPES)}."
+        )
+
+
 def export_stablehlo(order: Order, out: Path) -> Path:
-    """Writes the folder. Raises `MissingError` without flatbuffers, `BadInput` as `write_export`."""
+    """Writes the folder. Raises `MissingError` without flatbuffers, `BadInput` as `check_dtype` and `write_export`."""
+    check_dtype(order.dtype)
     if find_spec("flatbuffers") is None:
         raise MissingError("--to stablehlo writes with flatbuffers. Install it: pip install 'dit_video[stablehlo]'")
     now = datetime.now(UTC)

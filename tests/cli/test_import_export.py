@@ -129,6 +129,8 @@ def small(tiny, tmp_path):
 
 def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
     """Each before anything is written, with what to do."""
+    from dit_video.weights.checkpoints import open_base as opened
+
     out = tmp_path / "out"
 
     def refused(*flags, code=2):
@@ -143,6 +145,18 @@ def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
     assert "go with --to stablehlo or onnx" in refused("--to", "diffusers", "--shapes", "9x32x32")
     assert "no export here to renew" in refused("--refresh", code=3)
     assert "onnx-env/bin/python" in refused("--to", "onnx", "--converter", str(tmp_path / "none"), code=3)
+    assert "--converter goes with --to onnx" in refused("--to", "stablehlo", "--converter", "python")
+    monkeypatch.setattr("dit_video.weights.checkpoints.open_base", lambda name: pytest.fail("it was opened"))
+    for to, dtypes in {"stablehlo": "Use float32 or bfloat16", "onnx": "float32 only"}.items():
+        assert dtypes in refused("--to", to, "--dtype", "float16")
+    scores, report = tmp_path / "scores.json", {"suite": "toyworld", "scores": {"shape": {"value": 1, "n": 5}}}
+    assert "no such file" in refused("--to", "stablehlo", "--scores", str(scores), code=3)
+    for wrong in ({"scores": {"a": 1}}, [1], {"suite": "toyworld"}, report):
+        scores.write_text(json.dumps(wrong))
+        assert "scores.json" in refused("--to", "stablehlo", "--scores", str(scores))
+    assert "cannot be read: Is a directory" in refused("--to", "stablehlo", "--scores", small)
+    scores.unlink()
+    monkeypatch.setattr("dit_video.weights.checkpoints.open_base", opened)
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
     assert "0.0 MB are free there" in refused("--to", "stablehlo")
     assert "0.0 MB are free there" in refused("--to", "diffusers")
@@ -182,3 +196,6 @@ def test_refresh_is_of_the_same_model(small, tmp_path, capsys, monkeypatch):
     manifest.write_text(json.dumps(about | {"model": about["model"] | {"hash": "0" * 12}}))
     assert main(["export", out, "--refresh"]) == 2
     assert "was made from 000000000000" in capsys.readouterr().err
+    manifest.write_text(json.dumps(about | {"scores": {"scores": {"a": 1}}}))
+    assert main(["export", out, "--refresh"]) == 2
+    assert "manifest.json: what it says under scores is not what" in capsys.readouterr().err

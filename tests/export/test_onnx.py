@@ -110,6 +110,9 @@ def test_a_converter_is_asked_for(monkeypatch, tmp_path):
     (tmp_path / "other").chmod(0o755)
     with pytest.raises(MissingError, match="ModuleNotFoundError: jax2onnx"):
         onnx.converter(str(tmp_path / "other"))
+    for silent in ("/bin/false", "/bin/true"):
+        with pytest.raises(MissingError, match=r"it is no Python, or says nothing of why it ended\. jax2onnx converts"):
+            onnx.converter(silent)
 
 
 def test_the_converters_last_words(tmp_path):

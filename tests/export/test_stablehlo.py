@@ -22,7 +22,8 @@ from dit_video.data.video import read_video
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.schedule import Schedule
 from dit_video.export import stablehlo
-from dit_video.export.folder import Order
+from dit_video.export.card import card
+from dit_video.export.folder import Order, Target, describe
 from dit_video.export.programs import Programs, portable
 from dit_video.export.verify import run_export
 from dit_video.models.tokenizer import clean
@@ -308,6 +309,23 @@ def test_weights_that_are_not_there_are_named(run, capsys, tmp_path):
         assert "weights/dit.safetensors is missing. Copy the export again" in capsys.readouterr().err
     finally:
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "suite, cells", [("toyworld", "91.3 % | 80.0 % - 95.1 %"), ("reconstruction", "0.9127 | 0.8 - 0.951")]
+)
+def test_the_card_has_the_units_of_the_suite(model, suite, cells):
+    """What is no share of clips is no percentage. A score of which nothing is known has no row."""
+    scores = {"a": {"value": 0.9127, "low": 0.8, "high": 0.951, "n": 96}, "psnr": None}
+    order = Order(model, "float32", 3.0, scores={"suite": suite, "scores": scores})
+    text = card("a title", model, describe(Target("stablehlo", "", ()), order), order.scores)
+    assert f"| a | {cells} | 96 |" in text and "psnr" not in text
+
+
+def test_no_float16(tiny, tmp_path):
+    order = Order(portable(tiny, "float16", stablehlo.BACK), "float16", 3.0)
+    with pytest.raises(BadInput, match="Use float32 or bfloat16"):
+        stablehlo.export_stablehlo(order, tmp_path / "out")
 
 
 def test_shapes_off_the_rule(model):
