@@ -210,7 +210,7 @@ def _encoder(model: str | None, reader: Any) -> tuple[dict[str, Any], Any]:
     from dit_video.weights.model import abstract
 
     config, weights = load_vae(model)
-    graph, params = nnx.split(abstract(config))[0], jax.device_put(weights)
+    graph, params = nnx.split(abstract(config.on(jax.devices()[0].platform)))[0], jax.device_put(weights)
 
     def encode(arrays: Any, bucket: int, numbers: Any) -> tuple[Posterior, Posterior]:
         parts = jax.device_get(encode_clips(graph, params, arrays, bucket, reader, numbers))

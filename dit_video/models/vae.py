@@ -7,7 +7,7 @@ static graph, and the same graph runs on pieces when given the `past` that the p
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -45,7 +45,7 @@ class VAEConfig:
     latents_mean: tuple[float, ...] = ()  # of the encoder's means over the training set; empty: 0
     latents_std: tuple[float, ...] = ()  # empty: 1
     dtype: str = "float32"
-    conv: Back = "folded"  # "direct" on GPU and TPU
+    conv: Back = "folded"  # see `on`
 
     def __post_init__(self):
         if len(self.temporal) != len(self.mult) - 1:
@@ -73,6 +73,10 @@ class VAEConfig:
         down = zip((1, *self.mult), self.mult, (*block, 1), strict=False)
         up = zip(self.mult[-2::-1], self.mult[:0:-1], block[-2::-1], strict=False)
         return not any(many * n % few for many, few, n in (*down, *up))
+
+    def on(self, platform: str) -> "VAEConfig":
+        """With the convolution that suits the devices of a JAX platform."""
+        return replace(self, conv="folded" if platform == "cpu" else "direct")
 
     @property
     def stride(self) -> int:

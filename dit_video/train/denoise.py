@@ -262,9 +262,10 @@ class LatentStream:
                 reader, self._normalise, self._tokenize, batch, experiment.seed, process, processes, pool.threads
             )
         else:
-            self.graph = nnx.split(nnx.eval_shape(lambda: VAE(base.vae, rngs=nnx.Rngs(0))), nnx.Param)[0]
             # Encoding runs on this process's devices: a pool belongs to its process.
             local = jax.local_devices()
+            vae = base.vae.on(local[0].platform)
+            self.graph = nnx.split(nnx.eval_shape(lambda: VAE(vae, rngs=nnx.Rngs(0))), nnx.Param)[0]
             local = local if pool.chunk % len(local) == 0 else local[:1]
             mesh = jax.make_mesh((len(local),), ("clips",), axis_types=(AxisType.Auto,), devices=local)
             self.split = NamedSharding(mesh, P("clips"))

@@ -131,6 +131,12 @@ class Experiment:
             return 0, 1
         return batch_part(make_mesh(self.mesh), self.rules, jax.process_index())
 
+    def clips_together(self) -> int:
+        """Of what a process brings to a step the clips are a multiple of this: every part of the batch that is run at
+        once has as many on each device."""
+        devices = ways(self.rules.batch, self.mesh.abstract(jax.device_count()))
+        return self.accumulate * devices // self.part()[1]
+
     def fits(self, devices: int) -> bool:
         """Whether the mesh and the batch can be had on so many devices."""
         from dit_video.core.errors import BadInput

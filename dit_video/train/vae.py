@@ -80,7 +80,9 @@ class VAEObjective:
         out = vae.decode(z, clip=False)
         terms = self._errors(out, video) | {"kl": kl(mean, logvar)}
         if self.equivariance:
-            small = self._errors(vae.decode(halve(z), clip=False), halve(video))
+            # Of latents with an odd side the last row has no half.
+            height, width = (2 * (video.shape[i] // z.shape[i]) * (z.shape[i] // 2) for i in (2, 3))
+            small = self._errors(vae.decode(halve(z), clip=False), halve(video[:, :, :height, :width]))
             terms["equivariance"] = sum(getattr(self, name) * value for name, value in small.items())
         total = sum(getattr(self, name) * value for name, value in terms.items())
         psnr = -10 * jnp.log10(terms["l2"] / 4 + 1e-12)  # pixels span 2
@@ -121,7 +123,7 @@ def latent_statistics(
 class Cut:
     """What a batch is cut to: the first `frames` frames and `size` x `size` pixels (0: whole frames). Of `tries` places
     that with most contrast is taken, because most of a plain scene is plain. `clips`: part of the batch that is used,
-    so that steps on large clips cost what steps on small ones do."""
+    so that steps on large clips cost what steps on small ones do; at least what devices and `accumulate` want."""
 
     frames: int = 9
     size: int = 32
@@ -141,18 +143,25 @@ class Reconstruct:
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["Reconstruct", Any]:
         """The config filled in, and the parameters to start from (None: random). Raises `BadInput` without a config,
-        and for cuts that the buckets do not hold."""
+        for `vae`, and for cuts that the buckets do not hold."""
+        if experiment.vae is not None:
+            raise BadInput(f"--vae {experiment.vae}: a VAE starts from --init. Give --init {experiment.vae} instead.")
         config, params = (self.vae, None) if experiment.init is None else load_vae(experiment.init)
         if config is None:
             raise BadInput("objective.vae is empty and there is no --init MODEL to take it from")
-        if self.vae is not None and replace(config, latents_mean=(), latents_std=()) != self.vae:
-            raise BadInput("objective.vae differs from the VAE of --init; leave it empty to take that one")
+        config = replace(config, latents_mean=(), latents_std=())
+        if self.vae is not None:
+            if replace(config, conv=self.vae.conv, dtype=self.vae.dtype) != self.vae:
+                raise BadInput("objective.vae differs from the VAE of --init; leave it empty to take that one")
+            config = self.vae
         for cut in self.cuts:
             config.latent_shape(cut.frames, cut.size or config.factor, cut.size or config.factor)
             for b in experiment.buckets:
                 if cut.frames > b.frames or cut.size > min(b.height, b.width):
                     raise BadInput(f"objective.cuts: {cut} is larger than the bucket {b}")
-        return replace(self, vae=replace(config, latents_mean=(), latents_std=())), params
+                if self.weights.equivariance and (cut.size or min(b.height, b.width)) < 2 * config.factor:
+                    raise BadInput(f"objective.weights.equivariance halves the latents, and of {cut} there are too few")
+        return replace(self, vae=config.on(jax.devices()[0].platform)), params
 
     def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
         return {"vae": VAE(self._config(), rules, rngs=rngs)}
@@ -199,7 +208,7 @@ class ClipStream:
         process, processes = experiment.part()
         self.reader, self.cuts = reader, objective.cuts[:1] if held_out else objective.cuts
         self.loader = Loader(reader, experiment.batch // processes, process=process, processes=processes)
-        self.key, self.count = (experiment.seed, process, int(held_out)), 0
+        self.key, self.count, self.together = (experiment.seed, process, int(held_out)), 0, experiment.clips_together()
 
     def state(self) -> dict[str, Any]:
         return {"loader": self.loader.state(), "count": self.count}
@@ -218,7 +227,8 @@ class ClipStream:
         rng = generator(*self.key, self.count)
         self.count += 1
         clips = next(self.loader)
-        use = max(1, round(len(clips.draws) * cut.clips))
+        count = len(clips.draws)
+        use = min(count, -(-max(1, round(count * cut.clips)) // self.together) * self.together)
         arrays = jax.tree.map(lambda x: x[:use], clips.arrays)
         bucket = self.reader.buckets[clips.bucket]
         size = (bucket.height, bucket.width)

@@ -11,6 +11,7 @@ from dit_video.core.errors import BadInput
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
 from dit_video.data.pool import Pool
+from dit_video.models.vae import VAEConfig
 from dit_video.train.conditions import Conditions
 from dit_video.train.denoise import Crop, Denoise
 from dit_video.train.experiment import Experiment
@@ -118,6 +119,14 @@ def test_batches_are_the_vaes_latents_of_the_clips_and_resume_alike(resolved, ti
     again.restore(state)
     for batch in expected:
         jax.tree.map(np.testing.assert_array_equal, next(again), batch)
+
+
+def test_a_pool_is_encoded_with_the_convolution_of_the_device(resolved, monkeypatch):
+    e, base, _ = resolved
+    asked = []
+    monkeypatch.setattr(VAEConfig, "on", lambda self, platform: asked.append(platform) or self)
+    e.objective.stream(e, base, held_out=False)
+    assert asked == ["cpu"]
 
 
 def test_captions_are_dropped_to_the_encoding_of_nothing(resolved):

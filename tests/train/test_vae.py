@@ -1,6 +1,7 @@
 """The VAE's objective by hand-made cases, a few steps that must help, and the latents' statistics."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from dit_video.core.errors import BadInput
+from dit_video.core.mesh import MeshShape
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
 from dit_video.models.vae import VAE, VAEConfig
@@ -24,7 +26,7 @@ from dit_video.train.vae import (
     latent_statistics,
     temporal_difference,
 )
-from dit_video.weights.checkpoints import Run, read_vae
+from dit_video.weights.checkpoints import Run, read_vae, save_vae
 
 TINY = VAEConfig(base=4, z=4, mult=(1, 2), res_blocks=1, temporal=(True,), patch=2)
 
@@ -95,6 +97,20 @@ def test_equivariance_compares_the_decoded_half_with_the_half_of_the_video(model
     np.testing.assert_allclose(terms["equivariance"], wanted, rtol=1e-4)
 
 
+def test_equivariance_of_latents_with_an_odd_side(model):
+    """12 x 20 pixels are 3 x 5 latents: 2 x 4 of them are halved, and the pixels of these."""
+    clip = jnp.tile(video(), (1, 1, 1, 2, 1))[:, :, :12, :20]
+    errors = []
+
+    class Listening(VAEObjective):
+        def _errors(self, out, video):
+            errors.append((out.shape, video.shape))
+            return super()._errors(out, video)
+
+    jax.eval_shape(lambda key: Listening(equivariance=1).loss(*model, clip, key)[0], jax.random.key(0))
+    assert errors == [(clip.shape, clip.shape), ((2, 3, 4, 8, 3), (2, 3, 4, 8, 3))]
+
+
 def test_halving_is_the_mean_of_four():
     x = jnp.arange(30.0).reshape(1, 1, 5, 6, 1)
     np.testing.assert_allclose(halve(x)[0, 0, :, :, 0], [[3.5, 5.5, 7.5], [15.5, 17.5, 19.5]])
@@ -154,6 +170,7 @@ SMALL = Experiment(
     data=Toyworld(),
     buckets=(Bucket(5, 16, 16),),
     batch=4,
+    mesh=MeshShape(data=1, context=-1),
 )
 
 
@@ -168,6 +185,16 @@ def test_batches_are_cut_and_can_be_found_again():
     again = SMALL.objective.stream(SMALL, None, held_out=False)
     again.restore(states[3])
     np.testing.assert_array_equal(next(again), batches[3])
+
+
+@pytest.mark.parametrize(
+    "changes, clips",
+    [({"mesh": MeshShape(data=4, context=2)}, 4), ({"accumulate": 2, "mesh": MeshShape(2, 2, 2)}, 8), ({}, 2)],
+)
+def test_a_part_of_a_batch_still_goes_over_the_mesh(changes, clips):
+    e = replace(SMALL, batch=8, objective=replace(SMALL.objective, cuts=(Cut(3, 8, clips=0.25),)), **changes)
+    assert e.check().fits(8)
+    assert len(next(e.objective.stream(e, None, held_out=False))) == clips
 
 
 def test_a_finished_run_leaves_a_vae_with_the_statistics_of_its_latents(tmp_path, model):
@@ -187,3 +214,24 @@ def test_cuts_that_do_not_fit():
         large.objective.resolve(large, Run("nowhere"))
     with pytest.raises(BadInput, match="--init"):
         Reconstruct().resolve(SMALL, Run("nowhere"))
+    small = replace(SMALL.objective, weights=VAEObjective(equivariance=0.5), cuts=(Cut(5, 4),))
+    with pytest.raises(BadInput, match="halves the latents"):
+        small.resolve(SMALL, Run("nowhere"))
+
+
+def test_what_a_vae_starts_from(tmp_path, model):
+    """How it is computed is the experiment's and the device's, not the start's."""
+    with pytest.raises(BadInput, match="--vae there: a VAE starts from --init"):
+        SMALL.objective.resolve(replace(SMALL, vae="there"), Run(tmp_path))
+    save_vae(tmp_path / "vae", TINY, model[1])
+    there = replace(SMALL, init=str(tmp_path))
+    half = replace(TINY, dtype="bfloat16", conv="direct")
+    assert replace(SMALL.objective, vae=half).resolve(there, Run(tmp_path))[0].vae == replace(half, conv="folded")
+    with pytest.raises(BadInput, match="differs from the VAE of --init"):
+        replace(SMALL.objective, vae=replace(TINY, base=8)).resolve(there, Run(tmp_path))
+
+
+def test_encoding_takes_the_convolution_of_the_device(monkeypatch):
+    assert (TINY.on("cpu").conv, TINY.on("gpu").conv, TINY.on("tpu").conv) == ("folded", "direct", "direct")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu")])
+    assert SMALL.objective.resolve(SMALL, Run("nowhere"))[0].vae.conv == "direct"
