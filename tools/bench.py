@@ -16,12 +16,14 @@ machine and versions. --quick takes tiny shapes, to see that it runs, and stores
 
 import argparse
 import os
+import shlex
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +245,7 @@ def train(args: argparse.Namespace) -> None:
     row = [words, spent, work / spent / 1e9, best / 1e9, f"{100 * part:.0f} %", f"{100 * attention:.0f} %",
            megabytes(memory), len(seconds[0])]  # fmt: skip
     details = {"seconds": seconds, "part": part, "flops": work, "product": args.product, "loss": loss, "grid": grid}
-    table = Table("bench_train", "python tools/bench.py train", columns, [], args.out)
+    table = Table("bench_train", args.made_by("train"), columns, [], args.out)
     table.add(row, worker.about, config=job["config"], **details)
 
 
@@ -290,7 +292,7 @@ def tokens(args: argparse.Namespace) -> None:
     columns = [f"step of {cfg.depth} x {cfg.width} wide, {cfg.dtype}, {cfg.attention}", "s", "of x 1, s", "times x 1",
                "over linear", "FLOPs over linear", "MB", "calls of each"]  # fmt: skip
     note = "a step of the denoiser over its tokens: seconds, and memory at the peak"
-    table = Table("bench_tokens", "python tools/bench.py tokens", columns, list(words.values()), args.out, grown, note)
+    table = Table("bench_tokens", args.made_by("tokens"), columns, list(words.values()), args.out, grown, note)
     lines = picked(lines, args.only)
     with at_work(job | {"shapes": {named(one): one for shapes in lines.values() for one in shapes}}) as (worker,):
         for line, (base, *shapes) in lines.items():
@@ -312,6 +314,17 @@ def tokens(args: argparse.Namespace) -> None:
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
+
+
+GIVEN = ("model", "dtype", "rounds", "limit", "tokens", "layers", "attention", "remat", "product")
+
+
+def command(args: argparse.Namespace, parser: argparse.ArgumentParser, *subject: str) -> str:
+    """What makes a table again: of what changes its rows, all that was given. (With --only others stay.)"""
+    given = [word for name in GIVEN if (value := getattr(args, name)) != parser.get_default(name)
+             for word in (f"--{name}", str(value))]  # fmt: skip
+    flags = [f"--{name}" for name in ("eager", "quick") if getattr(args, name)]
+    return shlex.join(["python", "tools/bench.py", *subject, *given, *flags])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -338,6 +351,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not (args.subject or args.against or args.onnx):
         parser.error("name a subject: --against diffusers, --onnx PYTHON, train or tokens")
+    args.made_by = partial(command, argparse.Namespace(**vars(args)), parser)
     args.out = args.out or (None if args.quick else RESULTS)
     args.rounds = 1 if args.quick else args.rounds
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the sides share a GPU
@@ -347,14 +361,15 @@ def main(argv: list[str] | None = None) -> None:
     args.dtype = args.dtype or "float32"
     if args.against:
         rival = Rival("diffusers", "diffusers", {})
-        against(args, rival, "bench_diffusers", "python tools/bench.py --against diffusers", args.only)
+        against(args, rival, "bench_diffusers", args.made_by("--against", "diffusers"), args.only)
     if args.onnx:
         from exports import made
 
         with tempfile.TemporaryDirectory() as folder:
-            rival = Rival("onnx", "ONNX Runtime", {"python": args.onnx, "model": str(made("onnx", args, Path(folder)))})
-            made_by = "python tools/bench.py --onnx PYTHON --converter PYTHON"
-            against(args, rival, "bench_onnx", made_by, args.only or ("clip", "start"))
+            out = made("onnx", args.model, args.converter, Path(folder) / "onnx")
+            rival = Rival("onnx", "ONNX Runtime", {"python": args.onnx, "model": str(out)})
+            subject = ["--onnx", "PYTHON", *(["--converter", "PYTHON"] if args.converter else [])]
+            against(args, rival, "bench_onnx", args.made_by(*subject), args.only or ("clip", "start"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ tools/same_frames.py.) With --wan the models are tiny random ones of the structu
 
 import argparse
 import runpy
+import shlex
 import sys
 import tempfile
 import time
@@ -91,7 +92,14 @@ def wan_rows(args: argparse.Namespace, prompts: list[str], folder: Path) -> list
     return found
 
 
-def main() -> None:
+def command(args: argparse.Namespace, count: int) -> str:
+    """What makes the table again. Interpreters lie elsewhere on another machine."""
+    what = ["--wan"] if args.wan else ["--model", args.model] if args.model else []
+    pythons = [f"--{name} PYTHON" for name in ("stablehlo", "onnx", "converter") if getattr(args, name)]
+    return " ".join(["python tools/exports.py", *map(shlex.quote, what), "--count", str(count), *pythons])
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--model", help="a model folder (default: the weights on board)")
@@ -100,7 +108,7 @@ def main() -> None:
     parser.add_argument("--stablehlo", metavar="PYTHON", help="an interpreter with what its run.py needs")
     parser.add_argument("--onnx", metavar="PYTHON", help="the same for ONNX")
     parser.add_argument("--converter", metavar="PYTHON", help="an interpreter with jax2onnx (default: this one)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     from measure import store
 
     from dit_video.evals.prompts import suite
@@ -115,8 +123,7 @@ def main() -> None:
         else:
             name, columns = "exports", ["", *COLUMNS, "seconds a clip, cold", "MB"]
             found = rows(args, args.model, prompts, Path(folder))
-    made_by = f"python tools/exports.py {'--wan ' if args.wan else ''}--count {count}"
-    store(name, made_by=made_by, columns=columns, rows=found)
+    store(name, made_by=command(args, count), columns=columns, rows=found)
     near = [float(row[columns.index(COLUMNS[1])][:-2]) for row in found]
     sys.exit(0 if min(near) >= 99.9 else 1)
 

@@ -105,6 +105,7 @@ def test_scaling_with_tokens_frames_and_clips(tools, here, tmp_path):
     tools["bench"].main(["tokens", "--quick", "--out", str(tmp_path)])
     data = stored(tmp_path, "bench_tokens")
     check(tools, data, 3)
+    assert data["made_by"] == "python tools/bench.py tokens --quick"
     of = {column: [row[i] for row in data["rows"]] for i, column in enumerate(data["columns"])}
     times = np.array([4, 4, 2])
     assert np.allclose(np.divide(of["s"], of["of x 1, s"]), of["times x 1"])
@@ -114,6 +115,25 @@ def test_scaling_with_tokens_frames_and_clips(tools, here, tmp_path):
     curves = (tmp_path / "bench_tokens.svg").read_text()
     assert data["picture"] == "tools/results/bench_tokens.svg" and curves.count("<polyline") == 6
     assert curves.count("<circle") == 3 * 2 + 3  # seconds of both ends of each line, memory of the far one
+
+
+def test_onnx_runtime_gets_an_export_and_the_table_its_command(tools, tmp_path, monkeypatch):
+    """With an export that is none, and nothing timed."""
+    import exports
+
+    seen = []
+    monkeypatch.setattr(
+        exports, "made", lambda name, model, converter, out: seen.append((name, model, converter)) or out
+    )
+    monkeypatch.setattr(tools["bench"], "against", lambda *asked: seen.append(asked[1:]))
+    tools["bench"].main(["--onnx", "ort/bin/python", "--converter", "c/bin/python", "--model", "my model", "--quick"])
+    made, (rival, name, made_by, only) = seen
+    assert made == ("onnx", "my model", "c/bin/python") and (name, only) == ("bench_onnx", ("clip", "start"))
+    assert rival.side == "onnx" and rival.changes["python"] == "ort/bin/python" and "onnx" in rival.changes["model"]
+    assert made_by == "python tools/bench.py --onnx PYTHON --converter PYTHON --model 'my model' --quick"
+    for given in ("--against diffusers", "--against diffusers --dtype bfloat16 --rounds 7 --eager"):
+        tools["bench"].main([*given.split(), "--only", "block_2k", "--out", str(tmp_path)])
+        assert seen[-1][2] == f"python tools/bench.py {given}"
 
 
 @pytest.mark.slow

@@ -17,6 +17,17 @@ def test_what_is_stored_is_near(checkout):
     assert {(row[0], row[1]) for row in onboard} == {("stablehlo", 16), ("onnx", 16)}
 
 
+def test_what_is_stored_says_how_it_is_made_again(load, monkeypatch):
+    """Interpreters as placeholders: they are asked for."""
+    tool, seen = load("exports.py"), []
+    monkeypatch.setitem(tool["main"].__globals__, "rows", lambda *_: [["onnx", 2, "100.000 %", 0, 2, 1.0, 1.0]])
+    monkeypatch.setattr("measure.store", lambda name, **data: seen.append((name, data["made_by"])))
+    for given in ("--count 2 --onnx PYTHON", "--model a --count 3 --stablehlo PYTHON --onnx PYTHON --converter PYTHON"):
+        with pytest.raises(SystemExit, match="0"):
+            tool["main"](given.replace("PYTHON", "env/bin/python").split())
+        assert seen.pop() == ("exports", f"python tools/exports.py {given}")
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("variant", ["t2v", "ti2v", "t2v_a14b"])
 def test_a_small_wan_in_diffusers(load, variant, tmp_path):
