@@ -137,6 +137,14 @@ def test_bad_input(model, here, capsys, monkeypatch, argv, code, message):
     assert not list(here.rglob("*.mp4"))
 
 
+def test_a_prompt_that_is_too_long_is_said_on_stderr(model, here, capsys):
+    argv = ["generate", " ".join([PROMPT] * 8), "--model", model, "--num_inference_steps", "1", "--output", "a.gif"]
+    assert main([*argv, "--quiet"]) == 0
+    out, err = said(capsys)
+    (line,) = [line for line in err.splitlines() if "limit 32" in line]
+    assert (out, 'Dropped: "' in line) == ("a.gif\n", True)
+
+
 def test_an_unknown_model(here, capsys):
     assert main(["generate", PROMPT, "--model", "nowhere"]) == 2
     assert "nowhere" in said(capsys)[1]

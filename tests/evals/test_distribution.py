@@ -1,10 +1,13 @@
 """The distance between distributions: its mathematics against a plain double loop, and what it is large for."""
 
+from hashlib import sha256
+
 import numpy as np
 import pytest
 
 from dit_video.evals.distribution import distance, mmd
-from dit_video.evals.features import FEATURES, features
+from dit_video.evals.features import FEATURES, convolutions, features
+from dit_video.evals.features import frozen as network
 from dit_video.evals.references import frozen
 
 
@@ -49,6 +52,15 @@ def test_distance_does_not_care_for_units(rng):
     scale = np.array([1.0, 7.0, 40.0, 3.0])
     assert distance(x, y)["value"] == pytest.approx(distance(x * scale, y * scale)["value"], rel=0.05)
     assert distance(x, y)["low"] < distance(x, y)["value"] < distance(x, y)["high"]
+
+
+def test_the_frozen_network_is_frozen():
+    """Distances of another day were measured with these weights."""
+    weights, seen = network(), sha256()
+    for name in sorted(weights):
+        seen.update(name.encode() + np.ascontiguousarray(weights[name], "<f4").tobytes())
+    assert seen.hexdigest() == "cf37429a1f70563fff4ee8227522bf064a821505caa45e272b61cb1237ef6e8c"
+    assert all((weights[name] == value).all() for name, value in convolutions().items())
 
 
 def test_features_are_fixed_and_see_colours_and_motion(clips):

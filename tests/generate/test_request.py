@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dit_video.core.errors import BadInput
+from dit_video.data.video import write_video
 from dit_video.diffusion.schedule import Schedule
 from dit_video.generate.extent import nearest_trained, parse_aspect
 from dit_video.generate.request import resolve
@@ -122,6 +123,25 @@ def test_a_loop_is_made_in_windows_and_carries(tiny):
 def test_what_auto_picks_is_told_always(tiny):
     assert resolve(tiny, PROMPT, long="auto").notes[0].startswith("--long single: no longer than in training")
     assert resolve(tiny, PROMPT, num_frames=17, long="auto").notes[0].startswith("--long extend: more than the 3")
+
+
+def test_what_changes_a_request_is_said(tiny, tmp_path, caplog):
+    """At the level that a user sees, each note once; what will work but badly is a warning."""
+    write_video(tmp_path / "a.mp4", np.zeros((9, 32, 32, 3), np.uint8), 16.0)
+    caplog.set_level("INFO", "dit_video")
+    for level, given, said in (
+        ("INFO", {"long": "auto"}, "--long single: no longer than in training"),
+        ("INFO", {"num_frames": 8, "fit": "nearest"}, "taking 9"),
+        ("INFO", {"extend": str(tmp_path / "a.mp4")}, "footage of 16 fps is brought to 8 fps."),
+        ("WARNING", {"num_frames": 17}, "17 frames at 32x32 is 20 tokens"),
+        ("WARNING", {"prompt": " ".join([PROMPT] * 8)}, "limit 32"),
+        ("WARNING", {"transition": "carry"}, "so it changes nothing"),
+    ):
+        caplog.clear()
+        notes = resolve(tiny, **({"prompt": PROMPT} | given)).notes
+        records = [record for record in caplog.records if record.name == "dit_video"]
+        assert [record.getMessage() for record in records] == [*notes]
+        assert [record.levelname for record in records if said in record.getMessage()] == [level]
 
 
 def test_a_time_line_goes_with_several_clips_of_one_prompt(tiny):

@@ -1,6 +1,8 @@
 """The denoiser on its own: text, time per token, extra frames, dtypes, back ends, FLOPs. The reference is elsewhere."""
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ from flax import nnx
 from dit_video.core.errors import BadInput
 from dit_video.core.types import Extra, Text, Time
 from dit_video.models.dit import Control, DiT, DiTConfig, flops
-from dit_video.nn.attention import plain
+from dit_video.nn.attention import BACKENDS, plain
 from dit_video.nn.embeddings import gelu_tanh
 from dit_video.nn.norms import rms_norm
+from dit_video.nn.splash import splash
 
 CFG = DiTConfig(
     in_channels=4, out_channels=4, heads=2, head_dim=12, depth=2, ffn_dim=48, freq_dim=16, text_dim=8, text_len=64
@@ -171,6 +174,26 @@ def test_gradients_do_not_depend_on_how_they_are_made(weights, plain_gradient, c
     got = gradient(replace(CFG, **change), weights)
     for a, b in zip(jax.tree.leaves(plain_gradient), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, float(jnp.abs(a).max())))
+
+
+def test_remat_chooses_what_is_kept_for_the_backward_pass(weights, monkeypatch):
+    """In bytes, beside the weights and what the blocks are given: of a block its input, with the results of attention,
+    with those of all matrix products, or everything. Attention is that of a TPU, which alone names its results."""
+    monkeypatch.setitem(BACKENDS, "splash", partial(splash, interpret=True))
+    x, time, text = inputs(size=(3, 4, 8))
+
+    def kept(remat):
+        graph = nnx.graphdef(
+            nnx.eval_shape(lambda: DiT(replace(CFG, remat=remat, attention="splash"), rngs=nnx.Rngs(0)))
+        )
+        backward = jax.eval_shape(lambda w: jax.vjp(lambda w: nnx.merge(graph, w)(x, time, text), w)[1], weights)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    block, attention, dots, none = map(kept, ("block", "attention", "dots", "none"))
+    tokens = x.size // CFG.in_channels // math.prod(CFG.patch)
+    assert attention - block >= CFG.depth * 2 * tokens * CFG.width * 4  # outputs of self- and cross-attention
+    assert dots - attention >= CFG.depth * tokens * (6 * CFG.width + CFG.ffn_dim) * 4
+    assert none - dots >= CFG.depth * tokens * 6 * CFG.width * 4
 
 
 def test_bfloat16_is_near(run):
