@@ -141,9 +141,10 @@ def test_it_runs_in_onnx_runtime(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_stablehlo_from_end_to_end(tiny, tmp_path, capsys):
-    """The command, run.py in a process of its own, the comparison, and a refresh."""
+def test_stablehlo_from_end_to_end(tiny, alone, tmp_path, capsys, monkeypatch):
+    """The command, run.py in a process of its own that has nothing of this package, the comparison, and a refresh."""
     pytest.importorskip("flatbuffers")
+    monkeypatch.setattr(sys, "executable", alone)
     model, out = save_model(tiny, tmp_path / "model"), tmp_path / "out"
     assert main(["export", str(out), "--to", "stablehlo", "--model", str(model), "--verify", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["verified"]
@@ -155,6 +156,6 @@ def test_stablehlo_from_end_to_end(tiny, tmp_path, capsys):
     assert again["created"] >= first["created"]
     assert again["sha256"]["weights/dit.safetensors"] == first["sha256"]["weights/dit.safetensors"]
     done = subprocess.run(
-        [sys.executable, str(out / "run.py"), "--prompt", "a", "--num_frames", "9"], capture_output=True, text=True
+        [alone, str(out / "run.py"), "--prompt", "a", "--num_frames", "9"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "any from 13 frames up" in done.stderr

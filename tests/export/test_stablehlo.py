@@ -104,6 +104,14 @@ def test_the_host_leaves_no_trace(model):
     assert text.count("stablehlo.while") == 2  # layers of text keys, layers of blocks
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", ["text_encoder", "sampler"])
+def test_nothing_is_called_where_the_others_run(model, name, platform):
+    text = stablehlo.lowered(Programs(model), name, (5, 32, 32), "float32", platforms=(platform,)).mlir_module()
+    assert not calls(text)
+    assert convolutions(text, 3) > 0 or name == "text_encoder"
+
+
 def test_any_shape_gives_the_numbers_of_the_package(model, rng):
     exported = export.deserialize(
         bytearray(stablehlo.lowered(Programs(model), "denoiser", None, "float32").serialize())
