@@ -1,5 +1,7 @@
 """The test that a long clip has to pass: exact renders do, a frozen clip and one that repeats itself do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,32 @@ def test_a_frozen_and_a_repeated_clip_fail(tool):
     assert failed["exact"] == set()
     assert "dynamic degree" in failed["frozen"]
     assert "repetition" in failed["repeated"]
+
+
+def test_a_wrong_a_slowed_and_a_fading_clip_fail_their_own_checks(tool, with_optimizations):
+    """Five segments: of fewer the largest trend is no rarer than one in twenty by chance."""
+    from dit_video.evals.references import renders
+
+    asked = [one for one in tool["single_objects"](30) if one.objects[0]["motion"] == "moves"][:5]
+    scenes = [one.scene for one in asked]
+    slowed = [replace(scene, bodies=(replace(scene.bodies[0], speed="slowly"),)) for scene in scenes]
+    with with_optimizations():
+        exact, slow = (list(renders(some, tool["CLIP"], 64, 64)) for some in (scenes, slowed))
+    clips = {
+        "exact": exact,
+        "wrong": exact[1:] + exact[:1],
+        "slow": slow,
+        "fading": [np.uint8(clip * light) for clip, light in zip(exact, np.linspace(1, 0.93, 5), strict=True)],
+    }
+    reports = {name: tool["segment_report"](some, asked, exact, 8.0) for name, some in clips.items()}
+    failed = {name: {k for k, ok in tool["holds"](report, [1.0] * 5).items() if not ok}
+              for name, report in reports.items()}  # fmt: skip
+    assert failed == {
+        "exact": set(),
+        "wrong": {"score within 5 points of short clips", "each segment within 5 points"},
+        "slow": {"speed"},
+        "fading": {"no trend"},
+    }
 
 
 def test_each_segment_is_held_against_its_own_prompt(tool):
