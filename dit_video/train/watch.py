@@ -112,6 +112,14 @@ class Profile:
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self.steps, self.folder, self.on = steps, folder, False
 
+    def check(self, step: int, steps: int) -> None:
+        """Warns where a run from after `step` to `steps` does not meet the first of the steps."""
+        if self.steps is not None and not step < self.steps[0] <= steps:
+            log.warning(
+                "--profile %d:%d: there will be no trace, because the run goes from step %d to step %d",
+                *self.steps, step + 1, steps,
+            )  # fmt: skip
+
     def before(self, step: int) -> None:
         """To be called before the step after `step`."""
         if self.steps is not None and not self.on and step + 1 == self.steps[0]:

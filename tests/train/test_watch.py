@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dit_video.core.errors import BadInput
-from dit_video.train.watch import Clock, Watchdog, profile_steps
+from dit_video.train.watch import Clock, Profile, Watchdog, profile_steps
 
 STANDIN = Path(__file__).with_name("standin.py")
 
@@ -77,6 +77,12 @@ def test_the_clock_counts_what_was_lost():
 def test_steps_that_are_not(text):
     with pytest.raises(BadInput, match="as in 10:15"):
         profile_steps(text)
+
+
+@pytest.mark.parametrize("steps, step, told", [((5, 7), 5, True), ((21, 22), 0, True), ((6, 30), 5, False)])
+def test_a_trace_that_will_not_be_is_said(tmp_path, caplog, steps, step, told):
+    Profile(steps, tmp_path).check(step, 20)
+    assert ("no trace" in caplog.text) == told
 
 
 def test_a_run_tells_where_its_seconds_went_and_traces_the_steps(tmp_path):
