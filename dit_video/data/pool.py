@@ -54,6 +54,11 @@ class Encoded(NamedTuple):
 # (arrays of a chunk, bucket, (n, P) frame numbers) -> latents, pictures, and where there are such `beside` and `image`
 Encode = Callable[[Any, int, np.ndarray], tuple[Any, ...]]
 Tokenize = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+Beat = Callable[[], None]  # called when a piece of the work is done; what it raises ends the work
+
+
+def unheard() -> None:
+    """The `Beat` of who has nobody to tell."""
 
 
 def draw_pictures(rng: np.random.Generator, clips: int, pictures: int, frames: int) -> np.ndarray:
@@ -86,6 +91,7 @@ class PoolStream:
         process: int = 0,
         processes: int = 1,
         latest: Callable[[str], None] = lambda message: None,
+        beat: Beat = unheard,
     ):
         deal_draws(reader, 0, 1, process, processes)  # said now, not after the VAE was compiled
         if settings.clips % processes:
@@ -96,6 +102,7 @@ class PoolStream:
             )
         self.reader, self.encode, self.tokenize, self.settings = reader, encode, tokenize, settings
         self.batch, self.seed, self.process, self.processes, self.say = batch, seed, process, processes, latest
+        self.beat = beat
         self.pool = self.place = 0
         self.dealt: Counter[int | None] = Counter()  # clips of each bucket; None: the only one
         self.made: tuple[int, dict[int, Encoded], list[tuple[int, np.ndarray]]] | None = None
@@ -157,6 +164,7 @@ class PoolStream:
         of_bucket: dict[int, list[Sample]] = {}
         for sample in draws.to_iter_dataset(options):
             of_bucket.setdefault(sample.bucket, []).append(sample)
+            self.beat()
         if not of_bucket:
             raise BadInput(f"none of {len(mine)} clips could be read: the data holds no file that decodes")
         return {b: self._encode(samples, b, pool) for b, samples in sorted(of_bucket.items())}
@@ -171,6 +179,7 @@ class PoolStream:
             # The last chunk is filled up with its first clips, so that one program serves all.
             index = np.resize(np.arange(start, min(start + chunk, n)), chunk)
             chunks.append(self.encode(jax.tree.map(lambda x, i=index: x[i], clips.arrays), bucket, numbers[index]))
+            self.beat()
         ids, length = self.tokenize(list(clips.captions))
         z, p, *given = jax.tree.map(lambda *xs: np.concatenate([np.asarray(x) for x in xs])[:n], *chunks)
         if not np.isfinite(z).all():

@@ -18,7 +18,7 @@ from dit_video.core.log import log
 from dit_video.core.mesh import Rules
 from dit_video.data.latents import EncodedStream, LatentReader
 from dit_video.data.loader import Reader
-from dit_video.data.pool import Pool, PoolStream
+from dit_video.data.pool import Beat, Pool, PoolStream, unheard
 from dit_video.diffusion.flow import RectifiedFlow, flow_loss, training_time
 from dit_video.models.dit import DiT, DiTConfig
 from dit_video.models.given import takes_frames
@@ -181,7 +181,7 @@ class Denoise:
         """Nothing: all that the loss uses is learnt."""
 
     def loss(
-        self, modules: dict[str, Any], batch: Batch, key: PRNGKeyArray
+        self, modules: dict[str, Any], batch: Batch, key: PRNGKeyArray, rules: Rules = Rules()
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Flow matching with a time per position (known ones have time zero and bear no loss)."""
         time_key, noise_key = jax.random.split(key)
@@ -195,9 +195,9 @@ class Denoise:
         least = max(self.path.least, LEAST) if self.dit.predicts == "data" else self.path.least
         return flow_loss(velocity, self.path.velocity_target(data, noise), time, least), {}
 
-    def stream(self, experiment: Experiment, base: Base, held_out: bool) -> "LatentStream":
+    def stream(self, experiment: Experiment, base: Base, held_out: bool, beat: Beat = unheard) -> "LatentStream":
         reader = experiment.data.open(experiment.buckets, held_out)
-        return LatentStream(self, experiment, base, reader, held_out)
+        return LatentStream(self, experiment, base, reader, held_out, beat)
 
     def model(self, params: dict[str, Any], base: Base) -> Model:
         """What is sampled from and what leaves."""
@@ -241,7 +241,15 @@ def encode_clips(
 class LatentStream:
     """Batches for the denoiser: clips of a pool, or encoded before, cut and conditioned. State: that of these."""
 
-    def __init__(self, objective: Denoise, experiment: Experiment, base: Base, reader: Reader, held_out: bool):
+    def __init__(
+        self,
+        objective: Denoise,
+        experiment: Experiment,
+        base: Base,
+        reader: Reader,
+        held_out: bool,
+        beat: Beat = unheard,
+    ):
         self.objective, self.base, self.reader = objective, base, reader
         process, processes = experiment.part()
         self.eos = int(base.tokenizer.encode([""]).ids[0, 0])
@@ -271,7 +279,7 @@ class LatentStream:
             self.split = NamedSharding(mesh, P("clips"))
             self.params = jax.device_put(base.vae_params, NamedSharding(mesh, P()))
             self.pool = PoolStream(
-                reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, log.debug
+                reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, log.debug, beat
             )
 
     def state(self) -> dict[str, Any]:

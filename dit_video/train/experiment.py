@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from dit_video.core.mesh import MeshShape, Rules, batch_part, make_mesh, ways
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Source
+from dit_video.data.pool import Beat
 from dit_video.train.optim import Optimizer
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -42,13 +43,16 @@ class Objective(Protocol):
         """A tree of arrays, on the mesh, that the loss uses and that are not learnt; None where there are none."""
         ...
 
-    def loss(self, modules: dict[str, Any], batch: Any, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict[str, Array]]:
+    def loss(
+        self, modules: dict[str, Any], batch: Any, key: PRNGKeyArray, rules: Rules
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Scalar loss in float32 and scalar metrics; pure, traced inside the step. What is frozen stands in `modules`
-        under that name."""
+        under that name, as arrays; `rules` are for modules that are made of these."""
         ...
 
-    def stream(self, experiment: "Experiment", base: Any, held_out: bool) -> Stream:
-        """The batches of this process, as many clips as its part has (see `Experiment.part`)."""
+    def stream(self, experiment: "Experiment", base: Any, held_out: bool, beat: Beat) -> Stream:
+        """The batches of this process, as many clips as its part has (see `Experiment.part`). `beat` is called
+        whenever a piece of a batch that takes long is done."""
         ...
 
     def initial(self, base: Any) -> dict[str, Any] | None:

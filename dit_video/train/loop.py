@@ -79,6 +79,10 @@ def train(
         trainer.close()
 
 
+class Left(Exception):
+    """Nobody waits for the batch any more."""
+
+
 class Ahead:
     """Takes batches from a stream in a thread, places them on the mesh, and remembers the stream's state after each."""
 
@@ -104,9 +108,15 @@ class Ahead:
             except queue.Full:
                 continue
 
-    def next(self) -> tuple[Any, Any]:
-        """A batch, and the state to store when it has been used."""
-        batch, state, error = self.queue.get()
+    def next(self, stop: Callable[[], bool] = lambda: False) -> tuple[Any, Any] | None:
+        """A batch, and the state to store when it has been used. None: `stop` came true first."""
+        while True:
+            try:
+                batch, state, error = self.queue.get(timeout=0.2)
+                break
+            except queue.Empty:
+                if stop():
+                    return None
         if error is not None:
             raise error
         return batch, state
@@ -136,11 +146,11 @@ class Trainer:
         self.optimizer = experiment.optimizer.build(experiment.steps)
         self.frozen = self.objective.frozen(base, self.mesh, self.rules)
         self.checkpoints: Checkpoints = run.checkpoints(experiment.keep, experiment.keep_every)
-        self.stream = self.objective.stream(experiment, self.base, held_out=False)
+        self.ahead: Ahead | None = None
+        self.stream = self.objective.stream(experiment, self.base, held_out=False, beat=self._beat)
         self.key = jax.random.key(experiment.seed)
         self.held_out: list[Any] = []
         self.flops: dict[Any, float] = {}
-        self.ahead: Ahead | None = None
         self.first = jax.process_index() == 0
 
     # ---- before the first step
@@ -200,18 +210,31 @@ class Trainer:
         wrong = sorted(n for n in have.keys() | want.keys() if have.get(n) != want.get(n))
         if not wrong:
             return
+        changed = {}
         for line in self._changes(about):
             name, _, values = line.partition(": ")
             old, _, new = values.partition(" -> ")
-            if name.startswith("objective.") or name in ("ema", "optimizer.kind"):
-                raise BadInput(
-                    f"Step {step} was saved with {name.rpartition('.')[2]}={old}; the experiment says {new}. "
-                    f"Give {name}={old}, or another --workdir (or --resume never to start over)."
-                )
-        raise BadInput(
-            f"Step {step} was saved with other shapes: {wrong[0]} is {have.get(wrong[0], 'missing')} there and "
-            f"{want.get(wrong[0], 'missing')} here. Use another --workdir, or --resume never to start over."
-        )
+            changed[name] = old, new
+        # Averages and moments are wrong wherever parameters are; alone, they have causes of their own.
+        of = {name.partition("/")[0] for name in wrong}
+        averages = [{name.split("/")[1] for name in names if name.startswith("ema/")} for names in (have, want)]
+        causes = {"objective.": "params" in of, "ema": averages[0] != averages[1], "optimizer.kind": "opt" in of}
+        causes = tuple(name for name, is_one in causes.items() if is_one)
+        blamed = {name: values for name, values in changed.items() if name.startswith(causes)}
+        there = f"{wrong[0]} is {have.get(wrong[0], 'missing')} there and {want.get(wrong[0], 'missing')} here"
+        if not blamed:
+            raise BadInput(
+                f"Step {step} was saved with other shapes: {there}. Use another --workdir, or --resume never to start "
+                "over."
+            )
+        if len(blamed) == 1:
+            ((name, (old, new)),) = blamed.items()
+            told = f"{name.rpartition('.')[2]}={old}; the experiment says {new}. Give {name}={old}"
+        else:
+            told = f"other shapes: {there}. One of what was changed since, or several, did it. Give " + " and ".join(
+                f"{name}={old} (now {new})" for name, (old, new) in blamed.items()
+            )
+        raise BadInput(f"Step {step} was saved with {told}, or another --workdir (or --resume never to start over).")
 
     def _changes(self, about: dict[str, Any]) -> list[str]:
         try:
@@ -237,10 +260,15 @@ class Trainer:
         totals = {"clips": 0.0, "flops": 0.0, "seconds": 0.0}
         try:
             with self.saved(), Stop().listening() as stop, self.watchdog:
+                self.profile.check(self.step, e.steps)
                 self.ahead = Ahead(self.stream, lambda batch: place(batch, self.mesh, self.rules))
                 while self.step < e.steps and not stop.after(self.step):
                     with self.clock.spend("data"):
-                        batch, data = self.ahead.next()
+                        # Of several processes the wish is known after a step, when all agree.
+                        found = self.ahead.next(lambda: stop.wish is not None)
+                    if found is None:
+                        break
+                    batch, data = found
                     self.watchdog.pat()
                     shape = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
                     shape = (jax.tree.structure(batch), shape)
@@ -272,12 +300,13 @@ class Trainer:
                     # One step late, so that the device has work while its numbers are fetched.
                     before = self.step - 1
                     tell = [before] if before and before % e.log_every == 0 else []
-                    for told in tell + [self.step] * (self.step == e.steps):
-                        rows = self.late.take(told)
+                    tell += [self.step] * (self.step == e.steps)
+                    if taken := [(told, self.late.take(told)) for told in tell]:
                         rate = rates.report()
                         for name, key in (("clips", "clips_per_second"), ("flops", "gflops")):
                             totals[name] += rate[key] * rate["seconds"]
                         totals["seconds"] += rate.pop("seconds")
+                    for told, rows in taken:
                         row = mean([row for _, row in rows]) | rate | self.clock.report()
                         row["rollbacks"] = self.guard.rollbacks
                         metrics_log.write(told, row | {"seconds": time.perf_counter() - began})
@@ -316,6 +345,12 @@ class Trainer:
             "fingerprint": fingerprint(self.state.params),
         }
 
+    def _beat(self) -> None:
+        """Of a stream in the midst of a batch."""
+        self.watchdog.pat()
+        if self.ahead is not None and self.ahead.stopped.is_set():
+            raise Left
+
     def _longest(self) -> int:
         return int(np.argmax(self.experiment.ema))
 
@@ -345,7 +380,7 @@ class Trainer:
     def measure(self) -> dict[str, float]:
         """Held-out loss of each average, always on the same clips with the same noise."""
         if not self.held_out:
-            stream = self.objective.stream(self.experiment, self.base, held_out=True)
+            stream = self.objective.stream(self.experiment, self.base, held_out=True, beat=self._beat)
             self.held_out = [place(next(stream), self.mesh, self.rules) for _ in range(self.experiment.eval_batches)]
         values = {}
         keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from dit_video.core.errors import BadInput
 from dit_video.core.log import log
 from dit_video.core.mesh import Rules, shardings
-from dit_video.models.dit import DiT, DiTConfig
+from dit_video.data.pool import Beat, unheard
+from dit_video.models.dit import DiT, DiTConfig, flops
 from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.nn.leaves import Adapted
 from dit_video.train.conditions import Batch
@@ -170,19 +171,28 @@ class FineTune:
         }
 
     def loss(
-        self, modules: dict[str, Any], batch: Batch, key: PRNGKeyArray
+        self, modules: dict[str, Any], batch: Batch, key: PRNGKeyArray, rules: Rules = Rules()
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """As `Denoise.loss`; gradients go to what learns alone."""
         frozen = dict(modules["frozen"])
         if self.lora is not None:
             learnt = nnx.to_pure_dict(nnx.state(modules["lora"], nnx.Param))
             frozen[self.part] = attach(frozen[self.part], learnt, self.lora.scale)
-        whole = {name: nnx.merge(_abstract(*self.fixed()[name], Rules())[0], frozen[name]) for name in frozen}
+        whole = {name: nnx.merge(_abstract(*self.fixed()[name], rules)[0], frozen[name]) for name in frozen}
         whole = {**modules, **whole}
         return self.denoise.loss({**whole, "dit": whole[self.part]}, batch, key)
 
-    def stream(self, experiment: Experiment, base: Base, held_out: bool) -> LatentStream:
-        return self.denoise.stream(experiment, base, held_out)
+    def flops(self, batch: Batch) -> float:
+        """Model FLOPs of a step on a batch, whose arrays may be shapes: those of the denoiser, three times its forward
+        pass, or twice where only adapters learn. The text encoder does not learn and is left out."""
+        extra = 0 if batch.extra is None else batch.extra.latents.shape[1]
+        image = 0 if batch.image is None else batch.image.shape[1]
+        clips, *grid, _ = batch.latents.shape
+        one = flops(self.denoise.dit, tuple(grid), batch.ids.shape[1], extra, image)
+        return clips * one * (3 if self.lora is None else 2)
+
+    def stream(self, experiment: Experiment, base: Base, held_out: bool, beat: Beat = unheard) -> LatentStream:
+        return self.denoise.stream(experiment, base, held_out, beat)
 
     def model(self, params: dict[str, Any], base: Base) -> Model:
         """The model that was started from, with what was learnt in it."""

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import Axis, Rules, batch_sharding, names_of, shardings, ways
+from dit_video.train.lora import FineTune
 from dit_video.train.metrics import count_flops
 from dit_video.weights.names import keys_of
 
@@ -39,6 +40,7 @@ class Trained:
 
     graphs: dict[str, nnx.GraphDef]
     abstract: dict[str, nnx.State]  # shapes, and metadata `axes`
+    rules: Rules  # that they were made with
 
     def modules(self, params: dict[str, Any]) -> dict[str, Any]:
         """The modules with these parameters."""
@@ -57,7 +59,8 @@ def trained(objective: Any, rules: Rules) -> Trained:
 
     modules = nnx.eval_shape(build)
     parts = {name: nnx.split(module, nnx.Param) for name, module in modules.items()}
-    return Trained({n: graph for n, (graph, _) in parts.items()}, {n: state for n, (_, state) in parts.items()})
+    graphs, states = ({name: part[i] for name, part in parts.items()} for i in (0, 1))
+    return Trained(graphs, states, rules)
 
 
 def initial_params(objective: Any, rules: Rules, key: PRNGKeyArray) -> dict[str, Any]:
@@ -71,13 +74,15 @@ def loss_of(objective: Any, parts: Trained, frozen: Any = None) -> Loss:
     """loss(params, batch, key) of an objective. `frozen`: the arrays that it uses and does not learn. Inside `jax.jit`
     they must be arguments of what is compiled, or they would be constants in it."""
     given = {} if frozen is None else {"frozen": frozen}
-    return lambda params, batch, key: objective.loss(parts.modules(params) | given, batch, key)
+    return lambda params, batch, key: objective.loss(parts.modules(params) | given, batch, key, parts.rules)
 
 
 def model_flops(objective: Any, rules: Rules, params: Any, batch: Any, key: Any, frozen: Any = None) -> float:
-    """Of a step over all devices: three times the forward pass, nothing for what is computed again. Arrays may be
-    shapes. Traced without a mesh, whose programs are of a part of the heads, and without kernels, whose inside is not
-    seen."""
+    """Of a step over all devices: three times the forward pass, nothing for what is computed again (of fine-tuning
+    `FineTune.flops`). Arrays may be shapes. Traced without a mesh, whose programs are of a part of the heads, and
+    without kernels, whose inside is not seen."""
+    if isinstance(objective, FineTune):
+        return objective.flops(batch)
     plain = objective
     if getattr(objective, "dit", None) is not None:
         plain = replace(objective, dit=replace(objective.dit, attention="xla"))

@@ -15,6 +15,7 @@ from dit_video.core.errors import BadInput
 from dit_video.core.mesh import Rules
 from dit_video.core.types import Latent, Video
 from dit_video.data.loader import Loader, Reader, generator
+from dit_video.data.pool import Beat, unheard
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.experiment import Experiment
 from dit_video.weights.checkpoints import Run, load_vae, save_vae
@@ -173,11 +174,11 @@ class Reconstruct:
         """Nothing: all that the loss uses is learnt."""
 
     def loss(
-        self, modules: dict[str, Any], batch: Video, key: PRNGKeyArray
+        self, modules: dict[str, Any], batch: Video, key: PRNGKeyArray, rules: Rules = Rules()
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         return self.weights.terms(modules["vae"], batch, key)
 
-    def stream(self, experiment: Experiment, base: Any, held_out: bool) -> "ClipStream":
+    def stream(self, experiment: Experiment, base: Any, held_out: bool, beat: Beat = unheard) -> "ClipStream":
         return ClipStream(self, experiment, experiment.data.open(experiment.buckets, held_out), held_out)
 
     def model(self, params: dict[str, Any], base: Any) -> VAE:

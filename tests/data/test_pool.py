@@ -85,6 +85,22 @@ def test_a_resumed_stream_makes_the_pool_again_and_goes_on():
     assert [summary(next(second)) for _ in range(17)] == items[23:]
 
 
+def test_work_on_a_pool_is_told_of_and_can_be_ended():
+    class Ended(Exception):
+        pass
+
+    told = []
+    next(stream(beat=lambda: told.append(None)))
+    readable = len([d for d in range(24) if d % 11 != 5])
+    assert len(told) > readable, "each clip that was read, each chunk that was encoded"
+
+    def end():
+        raise Ended
+
+    with pytest.raises(Ended):
+        next(stream(beat=end))
+
+
 def test_seed_and_pool_change_the_order_and_batches_have_their_own_generators():
     a, b = ([summary(next(s)) for s in [stream(seed=seed)] for _ in range(6)] for seed in (0, 1))
     assert [x[1] for x in a] != [x[1] for x in b]

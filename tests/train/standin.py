@@ -70,14 +70,14 @@ class Line:
     def frozen(self, base, mesh, rules):
         return None
 
-    def loss(self, modules, batch, key):
+    def loss(self, modules, batch, key, rules):
         import jax
 
         out = modules["line"].linear(batch["x"]) + self.noise * jax.random.normal(key, batch["y"].shape)
         loss = jnp.mean(jnp.square(out - batch["y"]))
         return loss, {"largest": jnp.max(jnp.abs(out))}
 
-    def stream(self, experiment, base, held_out):
+    def stream(self, experiment, base, held_out, beat=lambda: None):
         return Numbers(experiment.seed + 1000 * held_out, experiment.batch, self.width, () if held_out else self.bad)
 
     def model(self, params, base):

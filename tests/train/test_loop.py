@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dit_video.core.errors import BadInput, NonFinite
+from dit_video.core.config import load_experiment, override, to_dict
+from dit_video.core.errors import BadInput, NonFinite, Preempted
 from dit_video.core.mesh import MeshShape
 from dit_video.train.loop import Ahead, Trainer, train
+from dit_video.train.watch import Watchdog
 from dit_video.weights.checkpoints import Run
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -120,6 +123,34 @@ def test_other_shapes_are_an_error_that_names_them(small, tmp_path):
         train(small(objective=type(small().objective)(width=16)), tmp_path)
     with pytest.raises(BadInput, match="Step 5 was saved with"):
         train(small(ema=(0.5, 0.9, 0.99)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, wrong, message",
+    [
+        (
+            {"ema": "0.99"},
+            "ema/1/a",
+            r"saved with ema=.*; the experiment says \(0\.99,\)\. Give ema=\(0\.99, 0\.998\), or",
+        ),
+        ({"optimizer.kind": "adamw"}, "opt/a", r"saved with kind=muon; .* Give optimizer\.kind=muon, or"),
+        (
+            {"ema": "0.9,0.99", "objective.dit.depth": "7"},
+            "params/a",
+            r"Give objective\.dit\.depth=6 \(now 7\) and objective\.path\.shift=3\.0 \(now 5\.0\), or",
+        ),
+        ({"ema": "0.9,0.99"}, "opt/a", r"saved with other shapes: opt/a is \[1\] there and missing here\. Use another"),
+    ],
+)
+def test_other_shapes_are_blamed_on_what_made_them(changes, wrong, message):
+    """Not on whatever else was changed."""
+    old = load_experiment("toyworld")
+    new = override(old, {"objective.path.shift": "5", **changes})
+    trainer = SimpleNamespace(experiment=new)
+    trainer._changes = lambda about: Trainer._changes(trainer, about)
+    about = {"experiment": to_dict(old), "shapes": {"ema/0/a": [1], wrong: [1]}}
+    with pytest.raises(BadInput, match=message):
+        Trainer._check_shapes(trainer, 500, about, {"ema/0/a": SimpleNamespace(shape=(1,))})
 
 
 def test_the_mesh_does_not_change_the_numbers(small, tmp_path):
@@ -242,8 +273,8 @@ def test_what_was_learnt_is_kept_when_the_data_turn_out_bad(small, tmp_path, mon
     line = type(small().objective)
     whole = line.stream
 
-    def stream(*args, held_out):
-        numbers = whole(*args, held_out=held_out)
+    def stream(*args, **more):
+        numbers = whole(*args, **more)
 
         class Ending(type(numbers)):
             def __next__(self):
@@ -258,6 +289,42 @@ def test_what_was_learnt_is_kept_when_the_data_turn_out_bad(small, tmp_path, mon
     with pytest.raises(BadInput, match="too many damaged clips"):
         train(small(checkpoint_every=1000), tmp_path)
     assert Run(tmp_path).checkpoints().steps() == [7]
+
+
+def test_a_signal_is_heard_while_a_batch_is_made(small, tmp_path, monkeypatch):
+    """Without end, in pieces: each keeps the watchdog quiet, and the work ends with the run."""
+    line, pats, ended = type(small().objective), [], threading.Event()
+    whole, pat = line.stream, Watchdog.pat
+
+    def stream(*args, held_out, beat):
+        numbers = whole(*args, held_out=held_out)
+
+        class Endless(type(numbers)):
+            def __next__(self):
+                if self.place == 7:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    try:
+                        while time.sleep(0.05) is None:
+                            beat()
+                    finally:
+                        ended.set()
+                return super().__next__()
+
+        numbers.__class__ = type(numbers) if held_out else Endless
+        return numbers
+
+    monkeypatch.setattr(line, "stream", stream)
+    monkeypatch.setattr(Watchdog, "pat", lambda dog: (pats.append(threading.current_thread().name), pat(dog)))
+    with pytest.raises(Preempted):
+        train(small(checkpoint_every=1000), tmp_path)
+    assert len(Run(tmp_path).checkpoints().steps()) == 1
+    assert "batches" in pats and ended.wait(30)
+
+
+def test_every_line_has_a_rate(small, tmp_path):
+    train(small(steps=4, log_every=1), tmp_path)
+    rates = [row["clips_per_second"] for row in metrics(tmp_path) if "loss" in row]
+    assert len(rates) == 4 and min(rates[1:]) > 0, "of the first step, which compiles, there is none"
 
 
 def test_an_error_in_the_data_reaches_the_loop():

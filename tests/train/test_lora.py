@@ -6,6 +6,7 @@ import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dit_video.cli.plan import predict
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import MeshShape, Rules, make_mesh
 from dit_video.core.types import Text, Time
@@ -20,6 +22,7 @@ from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
 from dit_video.data.pool import Pool
 from dit_video.generate.mode import abilities
+from dit_video.models.dit import flops
 from dit_video.nn.leaves import Adapted
 from dit_video.train.conditions import Batch, Conditions
 from dit_video.train.denoise import Base, Crop, Denoise
@@ -27,7 +30,7 @@ from dit_video.train.experiment import Experiment
 from dit_video.train.loop import train
 from dit_video.train.lora import FineTune, LoRA, adapters, attach
 from dit_video.train.optim import Optimizer
-from dit_video.train.step import initial_params, loss_of, trained
+from dit_video.train.step import initial_params, loss_of, model_flops, on, trained
 from dit_video.weights.checkpoints import Run, load_run
 from dit_video.weights.folder import load_model, read, save_model
 from dit_video.weights.lora import merge_files
@@ -99,6 +102,49 @@ def test_gradients_go_to_the_adapters_alone():
     grads = jax.grad(lambda w: w[...].sum())(leaf)
     assert not np.asarray(grads.weight).any()
     np.testing.assert_allclose(grads.a, np.full((3, 1), 1.5))
+
+
+@pytest.fixture
+def traced():
+    """Of an objective shapes alone: (parameters, batch, key, what is frozen)."""
+    shape = jax.ShapeDtypeStruct
+
+    def shapes(objective, rules):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        fixed = {
+            name: nnx.to_pure_dict(nnx.state(abstract(cfg), nnx.Param)) for name, (_, cfg) in objective.fixed().items()
+        }
+        params = jax.eval_shape(lambda k: initial_params(objective, rules, k), key)
+        batch = Batch(
+            shape((2, 2, 4, 4, 4), jnp.float32), shape((2, 2, 4, 4), bool), shape((2, 8), jnp.int32),
+            shape((2,), jnp.int32), None,
+        )  # fmt: skip
+        return params, batch, key, fixed
+
+    return shapes
+
+
+def test_what_is_frozen_follows_the_rules_of_the_experiment(traced):
+    """Tokens that are not split over the mesh are not exchanged."""
+    objective = FineTune(Denoise(dit=DIT, text=miniature["TEXT"]), LoRA(rank=2, targets=("attn",)))
+    counts = []
+    for rules in (Rules(), Rules(tokens=None, width=None, space=None)):
+        params, batch, key, fixed = traced(objective, rules)
+        with on(make_mesh(MeshShape(data=1, context=2), jax.devices()[:2])):
+            loss = lambda f, *args, rules=rules: loss_of(objective, trained(objective, rules), f)(*args)[0]  # noqa: E731
+            counts.append(str(jax.make_jaxpr(loss)(fixed, params, batch, key)).count("all_to_all"))
+    assert counts[0] > 0 and counts[1] == 0
+
+
+@pytest.mark.parametrize("lora, times", [(LoRA(rank=2, targets=("attn",)), 2), (None, 3)])
+def test_flops_are_those_that_the_plan_tells(traced, lora, times):
+    """Kernels count, and what is frozen has no backward pass."""
+    objective = FineTune(Denoise(dit=replace(DIT, attention="splash"), text=miniature["TEXT"]), lora)
+    params, batch, key, fixed = traced(objective, Rules())
+    found = model_flops(objective, Rules(), params, batch, key, fixed)
+    assert found == times * 2 * flops(DIT, (2, 4, 4), 8)
+    run = SimpleNamespace(objective=objective, experiment=None, batch=batch, clips=2)
+    assert predict.model_flops(run) == found
 
 
 @pytest.mark.parametrize("keep", ["float32", "int8"])
