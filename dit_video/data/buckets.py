@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dit_video.core.errors import BadInput
-from dit_video.core.sizes import frames_rule, size_rule
+from dit_video.core.sizes import frames_rule, nearest_frames, nearest_size, size_rule
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,20 @@ class Bucket:
         """Raises `BadInput` for frames off 4k+1, and for sizes off `multiple` pixels."""
         frames_rule(self.frames)
         size_rule(self.height, self.width, multiple)
+
+    def check_latents(self, stride: int, factor: int, patch: tuple[int, int, int]) -> None:
+        """Raises `BadInput` for a size that is not a whole number of a denoiser's patches of the latents of a VAE that
+        compresses time by `stride` and space by `factor`, naming the nearest."""
+        for name, size, (low, high) in (
+            ("frames", self.frames, nearest_frames(self.frames, stride)),
+            ("height", self.height, nearest_size(self.height, factor * patch[1])),
+            ("width", self.width, nearest_size(self.width, factor * patch[2])),
+        ):
+            if size != low:
+                raise BadInput(
+                    f"buckets: {name}={size} of {self.frames}x{self.height}x{self.width} does not divide into this "
+                    f"model's latents and patches. Nearest: {low if low == high else f'{low} or {high}'}."
+                )
 
 
 def parse_buckets(text: str) -> tuple[Bucket, ...]:

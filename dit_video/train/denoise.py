@@ -147,6 +147,8 @@ class Denoise:
             raise BadInput(
                 f"dit.in_channels={dit.in_channels}, out_channels={dit.out_channels}, but the VAE has {config.z}"
             )
+        for bucket in experiment.buckets:
+            bucket.check_latents(config.stride, config.factor, dit.patch)
         if not any(c.share > 0 for c in self.crops):
             raise BadInput("objective.crops: one share must be positive")
         # A curve for the cache was measured with other weights than the run's.

@@ -138,6 +138,8 @@ class FineTune:
             path = replace(path, part=part)
         dit = sized(self.denoise.dit, getattr(start, self.part))
         text = sized(self.denoise.text, start.text)
+        for bucket in experiment.buckets:
+            bucket.check_latents(start.vae.stride, start.vae.factor, dit.patch)
         vae = read(start.params["vae"], np.float32)
         image = None if start.image is None else read(start.params["image"], np.float32)
         base = Base(start.vae, vae, start.tokenizer, start, experiment.prompts, start.image, image)

@@ -68,13 +68,16 @@ def test_a_new_run_keeps_a_copy_of_what_it_stands_on(resolved, tiny, monkeypatch
         ({"in_channels": 8}, "the VAE has 4"),
         ({"vocab": 5}, "a tokenizer of 5 pieces"),
         ({"crops": (Crop(2, 0.0),)}, "crops"),
+        ({"buckets": (Bucket(9, 32, 32), Bucket(9, 32, 40))}, r"width=40 of 9x32x40 .* Nearest: 32 or 48"),
     ],
 )
 def test_sizes_that_do_not_fit(resolved, changes, message):
     e, _, run = resolved
     objective = e.objective
     for name, value in changes.items():
-        if name == "vocab":
+        if name == "buckets":
+            e = dataclasses.replace(e, buckets=value)
+        elif name == "vocab":
             objective = dataclasses.replace(objective, text=dataclasses.replace(objective.text, vocab=value))
         elif name in ("text_dim", "in_channels"):
             objective = dataclasses.replace(objective, dit=dataclasses.replace(objective.dit, **{name: value}))

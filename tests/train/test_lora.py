@@ -296,6 +296,8 @@ def test_what_cannot_be_tuned_says_so(folder, tmp_path):
         given = replace(there, denoise=replace(there.denoise, **{name: value}))
         with pytest.raises(BadInput, match=rf"objective\.denoise\.{name}: .* keeps its own"):
             given.resolve(experiment(folder), Run(tmp_path / "c"))
+    with pytest.raises(BadInput, match=r"height=40 of 5x40x32 .* Nearest: 32 or 48"):
+        there.resolve(replace(experiment(folder), buckets=(Bucket(5, 40, 32),)), Run(tmp_path / "c"))
     with pytest.raises(BadInput, match=r"lora\.alpha=0.*must be above 0"):
         LoRA(alpha=0)
 
