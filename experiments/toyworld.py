@@ -4,7 +4,10 @@
 
 Stages of at most 90 minutes on two CPU cores; the next starts from the weights of the last with a fresh optimizer:
 
-    dit-video train toyworld --workdir runs/b --init runs/a --seed 1
+    dit-video train toyworld --workdir runs/b --init runs/a --seed 1 --data.seed 1
+
+`--data.seed` makes other clips; without it a stage sees those of the last again. The held-out clips are others too,
+so their loss is that of another test.
 
 The last stage on board learned from 65,536 clips that were encoded before; of 24,576 of them bounces, orbits and spins
 were drawn two or three times as often (`Toyworld(often=...)`), and 4096 clips of circles and squares alone came before

@@ -3,7 +3,8 @@
     dit-video train toyworld_vae --workdir runs/vae
 
 Its folder `runs/vae/vae` is what a denoiser's run takes with `--vae runs/vae`; the next stage starts from it with
-`--init runs/vae --workdir runs/vae2 --seed 1`.
+`--init runs/vae --workdir runs/vae2 --seed 1 --data.seed 1`. `--data.seed` makes other clips, held-out ones too: their
+loss is then that of another test.
 """
 
 from dit_video.data.buckets import Bucket
