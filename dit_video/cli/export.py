@@ -14,8 +14,9 @@ formats:
               model's own, where that is shorter); JAX runs them without this package
   onnx        programs for ONNX Runtime, float32, one set for each of --shapes
 
-The last two hold run.py, which makes a video and needs nothing of this package, a manifest and a model card. A shape is
-frames x height x width. StableHLO files are promised to load for six months; --refresh makes them anew from the model.
+The last two hold run.py, which makes a video and needs nothing of this package, a manifest and a model card. They
+compute in float32; --dtype bfloat16 goes with stablehlo. A shape is frames x height x width. StableHLO files are
+promised to load for six months; --refresh makes them anew from the model.
 
 examples:
   dit-video export models/mine --model runs/a --to diffusers --verify
