@@ -32,15 +32,28 @@ ADDRESS = ""  # where pip finds the package when there is no checkout around thi
 STEPS = {"CPU": 6, "T4": 300, "TPU": 300}[DEVICE]  # of the short training
 
 # %%
+import os
 import shlex
 import subprocess
 import sys
 import time
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # of a GPU's memory: processes take what they need
+
+
+def installed(package: str) -> bool:
+    """With what it needs. A checkout that lies here can be found too, and has no dependencies."""
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 checkouts = (folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "dit_video" / "__init__.py").is_file())
-if find_spec("dit_video") is None:
+if not installed("dit_video"):
     source = next(checkouts, ADDRESS)
     assert source, "clone the repository and open the notebook there, or put its address into ADDRESS"
     extra = {"CPU": "", "T4": "[cuda]", "TPU": "[tpu]"}[DEVICE]
@@ -53,9 +66,10 @@ def shell(line: str) -> None:
     print("$", line)
     words = shlex.split(line)
     words[:1] = [sys.executable, "-m", "dit_video.cli.main"] if words[0] == "dit-video" else [sys.executable]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout)
-    assert done.returncode == 0, f"exit code {done.returncode}"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for said in process.stdout:
+            print(said, end="")
+    assert process.returncode == 0, f"exit code {process.returncode}"
 
 
 # %% [markdown]
@@ -71,12 +85,17 @@ shell("dit-video doctor")
 ## 2. Generate, and see
 
 The first clip takes longer: programs are compiled for its size, once.
+
+Here all is done by commands, each a process of its own. In Python it is
+`VideoPipeline.from_pretrained()("a red circle moves right", seed=7).save("circle.mp4")`; but a TPU serves one process
+at a time, and a notebook that held it would keep it from the training and the export below.
 """
 
 # %%
 from IPython.display import HTML, Video, display
+from PIL import Image
 
-from dit_video import VideoPipeline
+from dit_video.data.video import read_video
 
 
 def show(*paths: Path | str, width: int = 256) -> None:
@@ -86,9 +105,7 @@ def show(*paths: Path | str, width: int = 256) -> None:
     display(HTML(" ".join(video._repr_html_() for video in videos)))
 
 
-pipe = VideoPipeline.from_pretrained()
-out = pipe("a red circle moves right", seed=7)
-out.save("circle.mp4", force=True)
+shell("dit-video generate 'a red circle moves right' --seed 7 --output circle.mp4 --force")
 show("circle.mp4")
 
 # %% [markdown]
@@ -98,20 +115,20 @@ clip. Several prompts are made at once.
 """
 
 # %%
-prompts = ["a blue star moves up", "a green square spins"]
-paths = pipe(prompts, seed=1).save("pair.mp4", force=True)
-show(*paths)
+shell("dit-video generate 'a blue star moves up' 'a green square spins' --seed 1 --output pair.mp4 --force")
+show("pair_0.mp4", "pair_1.mp4")
 
 # %% [markdown]
 """
 ## 3. From a picture
 
-`image` becomes the first frame: a path, a PIL image, or an array. Here it is a frame of the clip above.
+`--image` becomes the first frame. Here it is a frame of the clip above.
 """
 
 # %%
-picture = out.frames[0][8]
-pipe("a red circle moves up", image=picture, seed=3).save("from_picture.mp4", force=True)
+frames = read_video("circle.mp4").frames
+Image.fromarray(frames[8]).save("picture.png")
+shell("dit-video generate 'a red circle moves up' --image picture.png --seed 3 --output from_picture.mp4 --force")
 show("from_picture.mp4")
 
 # %% [markdown]
@@ -122,20 +139,24 @@ Keyframes say what is to be seen at which frame; the model finds the way between
 """
 
 # %%
-first, last = out.frames[0][0], out.frames[0][-1]
-pipe("a red circle moves right", image=first, keyframes={16: last}, seed=5).save("keyframes.mp4", force=True)
+for name, number in {"first.png": 0, "last.png": -1}.items():
+    Image.fromarray(frames[number]).save(name)
+shell(
+    "dit-video generate 'a red circle moves right' --image first.png --keyframe 16=last.png --seed 5 "
+    "--output keyframes.mp4 --force"
+)
 show("keyframes.mp4")
 
 # %% [markdown]
 """
 ## 5. Longer
 
-More frames than training showed are made chunk after chunk (`long="auto"`): each goes on from the end of the one
+More frames than training showed are made chunk after chunk (`--long auto`): each goes on from the end of the one
 before.
 """
 
 # %%
-pipe("a yellow circle bounces", num_frames=49, long="auto", seed=2).save("longer.mp4", force=True)
+shell("dit-video generate 'a yellow circle bounces' --num_frames 49 --long auto --seed 2 --output longer.mp4 --force")
 show("longer.mp4")
 
 # %% [markdown]
@@ -178,7 +199,7 @@ A run is a model like any other.
 """
 
 # %%
-VideoPipeline.from_pretrained("run")("a pink star moves left", seed=4).save("trained.mp4", force=True)
+shell("dit-video generate 'a pink star moves left' --model run --seed 4 --output trained.mp4 --force")
 show("trained.mp4")
 
 # %% [markdown]
@@ -186,29 +207,32 @@ show("trained.mp4")
 ## 7. Take it elsewhere
 
 StableHLO: one file for CPU, CUDA and TPU, and a `run.py` that needs JAX but not this package. The same prompt and seed
-give the same video. (`--to diffusers` writes a folder that diffusers opens, `--to onnx` programs for ONNX Runtime.)
+give the same video in the same dtype; on accelerators `generate` takes bfloat16, and an export float32 unless `--dtype`
+says otherwise. (`--to diffusers` writes a folder that diffusers opens, `--to onnx` programs for ONNX Runtime.)
 """
 
 # %%
 if find_spec("flatbuffers") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "flatbuffers"], check=True)
 shell("dit-video export exported --to stablehlo --force")
-shell("python exported/run.py --prompt 'a red circle moves right' --seed 7 --output elsewhere.mp4")
+shell("python exported/run.py --prompt 'a red circle moves right' --seed 7 --output elsewhere.mp4 --force")
 show("circle.mp4", "elsewhere.mp4")
 
 # %% [markdown]
 """
 ## 8. Wan 2.1, 1.3 B: an accelerator and a network
 
-The public weights are read as they are: 17 GB to download, about 8 GB of device memory in bfloat16. Change `WAN` to try
-it; the first clip compiles for some minutes.
+The public weights are read as they are: 17 GB to download. In bfloat16 the weights are 14 GB, of which the text
+encoder's 11.4 GB are on the device at once; with `--weights int8` they are 8 GB. Change `WAN` to try it; the first clip
+compiles for some minutes.
 """
 
 # %%
 WAN = False  # @param {type: "boolean"}
 if WAN:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "huggingface_hub"], check=True)
-    wan = VideoPipeline.from_pretrained("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16", progress=True)
-    clip = wan("a fox runs through fresh snow, morning light", num_frames=33, num_inference_steps=30, seed=0)
-    clip.save("fox.mp4", force=True)
+    shell(
+        "dit-video generate 'a fox runs through fresh snow, morning light' --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers "
+        "--dtype bfloat16 --num_frames 33 --num_inference_steps 30 --seed 0 --output fox.mp4 --force"
+    )
     show("fox.mp4", width=480)
