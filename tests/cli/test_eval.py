@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_video.cli.eval import _is_report
 from dit_video.cli.main import main
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.evals.prompts import suite
 from dit_video.evals.references import renders
 
 pytestmark = pytest.mark.usefixtures("optimized")
+ONE_STEP = ("--num_inference_steps", "1", "--guidance_scale", "1")
 
 
 @cache
@@ -48,7 +48,6 @@ class Renderer:
 
 @pytest.fixture
 def pipe(monkeypatch):
-    pytest.importorskip("dit_video.generate.pipeline")
     made = Renderer()
     monkeypatch.setattr("dit_video.evals.references._TRAINING", 300)  # scenes to choose from: fewer do
     monkeypatch.setattr("dit_video.generate.pipeline.VideoPipeline.from_pretrained", lambda *args, **kwargs: made)
@@ -142,9 +141,51 @@ def test_what_eval_did_not_write_is_kept(pipe, name, tmp_path, capsys):
 def test_a_report_is_replaced(pipe, tmp_path, capsys):
     (tmp_path / "report.json").write_text('{"suite": "drift"}')
     (tmp_path / "index.html").write_text("older")
-    assert main(["eval", "--out", str(tmp_path), "--count", "0"]) == 2
-    assert "count=0" in capsys.readouterr().err
-    assert _is_report(tmp_path / "report.json")
+    flags = ["--count", "1", "--prompts", "plain", "--seeds", "0", "--free", "0", "--references", "0", "--quiet"]
+    assert main(["eval", "--out", str(tmp_path), *flags]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["suite"] == "toyworld"
+    assert (tmp_path / "index.html").read_text().startswith("<!")
+
+
+def evaluated(capsys, model, folder, *flags):
+    """What is printed of an evaluation of a model in miniature, two clips; that it lies in the folder too."""
+    argv = ["eval", "--model", model, "--count", "2", "--height", "32", "--width", "32", "--out", str(folder)]
+    assert main([*argv, "--json", "--quiet", *flags]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    stored = json.loads((folder / "report.json").read_text())
+    assert printed == {name: value for name, value in stored.items() if name != "clips"}
+    assert (folder / "index.html").stat().st_size > 1000 and (folder / "first.png").exists()
+    assert len(printed["model"]["hash"]) == 12 and printed["count"] == 2
+    return printed
+
+
+def test_reconstruction_of_a_real_model(model, here, capsys):
+    report = evaluated(capsys, model, here, "--suite", "reconstruction", "--num_frames", "5")
+    assert report["suite"] == "reconstruction"
+    assert 3 < report["scores"]["psnr"]["value"] < 30 and report["scores"]["psnr"]["n"] == 2
+    assert report["bytes"]["frames"] == 2 * 5 * 32 * 32 * 3
+
+
+def test_distribution_of_a_real_model(model, here, capsys):
+    report = evaluated(capsys, model, here, "--suite", "distribution", "--num_frames", "9", *ONE_STEP)
+    assert report["suite"] == "distribution"
+    assert all(np.isfinite(entry["value"]) for entry in report["scores"].values())
+
+
+def test_drift_of_a_real_model(model, here, capsys):
+    report = evaluated(capsys, model, here, "--suite", "drift", "--num_frames", "33", *ONE_STEP)
+    assert report["suite"] == "drift" and report["seconds_of_windows"] == [0.0, 2.0]
+    assert report["curves"]["renders"]["change"] != report["curves"]["model"]["change"]
+
+
+def test_a_real_model_against_itself_and_by_steps(model, here, capsys, monkeypatch):
+    monkeypatch.setattr("dit_video.evals.references._TRAINING", 300)
+    few = ["--seeds", "0", "--free", "0", "--references", "1", "--num_frames", "5", *ONE_STEP]
+    report = evaluated(capsys, model, here, *few, "--against", model, "--by", "steps=1,2", "--by_count", "1")
+    assert report["against"]["model"] == report["model"]
+    assert report["against"]["scores"] == report["scores"]
+    assert {entry["value"] for entry in report["against"]["difference"].values()} == {0.0}
+    assert len(report["splits"]["steps"]) == 2
 
 
 def test_values_of_axes_are_checked_first(pipe, tiny, tmp_path, capsys):

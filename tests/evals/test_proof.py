@@ -5,11 +5,13 @@ clips (test_measure.py).
 """
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from dit_video.cli.eval import Maker
 from dit_video.evals.measure import measure
 from dit_video.evals.prompts import suite
 from dit_video.evals.references import frozen
@@ -64,6 +66,19 @@ def test_right_after_a_good_autoencoder():
     spoilt = [soft(clip, rng) for clip in clips]
     share = shares(asked, spoilt)
     assert not {name: share[name] for name in ATTRIBUTES if share[name] < 0.99}, mistakes(asked, spoilt)
+
+
+def test_right_after_the_autoencoder_on_board():
+    """Asked: 99 % of every attribute. What holds of these 40 plain renders: all of them, but for the motion of one that
+    bounces (97.5 %), which 40 clips do not tell from 99 %."""
+    asked = suite(40, "plain", seed=SEED + 4)
+    clips = rendered([one.scene for one in asked])
+    maker = Maker(None, SimpleNamespace(mesh=None, dtype="auto", quiet=True))
+    back = np.concatenate([maker.reconstruct(clips[i : i + 8]) for i in range(0, 40, 8)])
+    assert (back != clips).any()
+    share = shares(asked, back)
+    low = {name: share[name] for name in ("colour", "shape", "direction", "background") if share[name] < 0.99}
+    assert not low and min(share["motion"], share["main"]) >= 0.95, mistakes(asked, back)
 
 
 def test_floors():
