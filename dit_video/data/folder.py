@@ -20,8 +20,9 @@ from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket, nearest
 from dit_video.data.loader import Sample, generator, to_float
 from dit_video.data.scenes import fit
+from dit_video.data.still import is_still, read_picture
 from dit_video.data.store import Store
-from dit_video.data.video import STILL_SUFFIXES, VIDEO_SUFFIXES, is_still, iterate_video, read_picture, resample_indices
+from dit_video.data.video import STILL_SUFFIXES, VIDEO_SUFFIXES, iterate_video, resample_indices
 
 MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".gif", ".webp")
 TABLE = "metadata.jsonl"

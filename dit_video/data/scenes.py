@@ -16,8 +16,9 @@ from jaxtyping import Float, UInt8
 
 from dit_video.core.errors import BadInput
 from dit_video.data.buckets import Bucket, nearest
+from dit_video.data.still import is_still, read_picture
 from dit_video.data.store import Store
-from dit_video.data.video import begins_by, is_still, iterate_video, read_picture
+from dit_video.data.video import begins_by, iterate_video
 
 Frame = UInt8[np.ndarray, "H W 3"]
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from dit_video.core.errors import BadInput
 from dit_video.data.scenes import fit
-from dit_video.data.video import read_picture, upright
+from dit_video.data.still import read_picture, upright
 
 Resize = Literal["crop", "pad", "stretch"]
 RESIZES = ("crop", "pad", "stretch")

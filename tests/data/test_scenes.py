@@ -9,7 +9,8 @@ import pytest
 from dit_video.core.errors import BadInput
 from dit_video.data.buckets import Bucket
 from dit_video.data.scenes import Cut, Cutting, Dropped, at_rate, cut_file, fit, scenes
-from dit_video.data.video import read_picture, read_video, resample_indices, write_video
+from dit_video.data.still import read_picture
+from dit_video.data.video import read_video, resample_indices, write_video
 
 BUCKETS = (Bucket(9, 32, 32), Bucket(5, 32, 32), Bucket(9, 48, 32), Bucket(1, 32, 32))
 
