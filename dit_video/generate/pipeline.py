@@ -71,12 +71,11 @@ class VideoPipeline:
         self.mesh = as_mesh(mesh)
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         self.dtype = choose_dtype(dtype, device.platform)
-        conv = "folded" if device.platform == "cpu" else "direct"
         attention = choose_attention(model.dit, self.dtype, device)
         self.model = replace(
             model,
             dit=replace(model.dit, dtype=self.dtype, remat="none", attention=attention),
-            vae=replace(model.vae, dtype=self.dtype, conv=conv),
+            vae=replace(model.vae.on(device.platform), dtype=self.dtype),
             text=replace(model.text, dtype=self.dtype),
             image=model.image and replace(model.image, dtype=self.dtype),
         )

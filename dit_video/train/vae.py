@@ -132,6 +132,10 @@ class Cut:
     clips: float = 1.0
     share: float = 1.0
 
+    def used(self, count: int, together: int) -> int:
+        """Clips of a batch of `count`: a multiple of `together`, or all."""
+        return min(count, -(-max(1, round(count * self.clips)) // together) * together)
+
 
 @dataclass(frozen=True)
 class Reconstruct:
@@ -229,7 +233,7 @@ class ClipStream:
         self.count += 1
         clips = next(self.loader)
         count = len(clips.draws)
-        use = min(count, -(-max(1, round(count * cut.clips)) // self.together) * self.together)
+        use = cut.used(count, self.together)
         arrays = jax.tree.map(lambda x: x[:use], clips.arrays)
         bucket = self.reader.buckets[clips.bucket]
         size = (bucket.height, bucket.width)

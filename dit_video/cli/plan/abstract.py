@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dit_video.core.mesh import batch_sharding, shardings
+from dit_video.core.mesh import batch_sharding, shardings, ways
 from dit_video.core.types import Extra
 from dit_video.models.image_encoder import ImageConfig
 from dit_video.models.vae import VAEConfig
@@ -115,7 +115,8 @@ def train(experiment: Experiment, mesh: Mesh) -> Train:
     parts = trained(objective, experiment.rules)
     optimizer = experiment.optimizer.build(experiment.steps)
     shapes, where = layout(objective, parts, optimizer, mesh, experiment.rules, experiment.ema)
-    batch, size, tokens = heaviest(experiment, objective)
+    together = experiment.accumulate * ways(experiment.rules.batch, mesh)
+    batch, size, tokens = heaviest(experiment, objective, together)
     return Train(
         experiment, objective, mesh, placed_at(shapes, where), frozen(experiment, objective, mesh),
         placed_at(batch, batch_sharding(mesh, experiment.rules)), size, jax.tree.leaves(batch)[0].shape[0], tokens,
@@ -159,8 +160,9 @@ def vae_of(experiment: Experiment, channels: int) -> VAEConfig:
     return load_vae(name)[0]
 
 
-def heaviest(experiment: Experiment, objective: Any) -> tuple[Shapes, str, int]:
-    """The batch of the most tokens (or pixels) that the run will see: shapes, words for it, tokens."""
+def heaviest(experiment: Experiment, objective: Any, together: int) -> tuple[Shapes, str, int]:
+    """The batch of the most tokens (or pixels) that the run will see: shapes, words for it, tokens. together: clips
+    come in multiples of that many."""
     if isinstance(objective, FineTune):
         objective = objective.denoise
     found = []
@@ -168,7 +170,7 @@ def heaviest(experiment: Experiment, objective: Any) -> tuple[Shapes, str, int]:
         if isinstance(objective, Reconstruct):
             for cut in objective.cuts:
                 height, width = (cut.size, cut.size) if cut.size else (bucket.height, bucket.width)
-                clips = max(1, round(experiment.batch * cut.clips))
+                clips = cut.used(experiment.batch, together)
                 video = jax.ShapeDtypeStruct((clips, cut.frames, height, width, 3), jnp.float32)
                 found.append((video.size, video, f"{clips} x {cut.frames} frames of {width}x{height}", 0))
         elif isinstance(objective, Denoise):

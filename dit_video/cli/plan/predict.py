@@ -21,7 +21,6 @@ from dit_video.cli.plan.hlo import parse
 from dit_video.core.config import override
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
-from dit_video.models.dit import flops
 from dit_video.train import step
 from dit_video.train.experiment import Experiment
 from dit_video.train.lora import FineTune
@@ -132,10 +131,12 @@ def _plan_training(experiment: Experiment, target: Target) -> Plan:
         # The update is given all of the state and the gradients; the first half has only a part of it as arguments.
         peaks.append(max(resident, program.arguments) + program.temporaries + program.outputs)
         activations = max(activations, program.temporaries)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    flops = step.model_flops(run.objective, run.experiment.rules, run.state.params, run.batch, key)
     hbm |= {"gradients": device_bytes(run.state.ema[0]), "activations": activations, "total": max(peaks)}
     return Plan(
         target, run.size, hbm, whole and max(peaks) <= target.hbm, sum(parts.values(), Cost()), parts,
-        model_flops(run), run.tokens, seconds,
+        flops, run.tokens, seconds,
     )  # fmt: skip
 
 
@@ -146,21 +147,6 @@ def refused(error: Exception) -> int:
     if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
         raise error
     return int(float(found[1]) * 1024.0 ** ("KMGT".index(found[2]) + 1))
-
-
-def model_flops(run: abstract.Train) -> float:
-    """Of a step over all devices: two for each multiply-add of the model's matrix products, three times the forward
-    pass (twice where the denoiser does not learn, only adapters), nothing for what is computed again. Of fine-tuning,
-    the denoiser's alone."""
-    objective, e = run.objective, run.experiment
-    if isinstance(objective, FineTune):
-        dit, batch = objective.denoise.dit, run.batch
-        extra = 0 if batch.extra is None else batch.extra.latents.shape[1]
-        image = 0 if batch.image is None else batch.image.shape[1]
-        one = flops(dit, batch.latents.shape[1:4], batch.ids.shape[1], extra, image)
-        return run.clips * one * (3 if objective.lora is None else 2)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return step.model_flops(objective, e.rules, run.state.params, run.batch, key)
 
 
 def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:
