@@ -9,9 +9,10 @@ Stages of at most 90 minutes on two CPU cores; the next starts from the weights 
 `--data.seed` makes other clips; without it a stage sees those of the last again. The held-out clips are others too,
 so their loss is that of another test.
 
-The last stage on board learned from 65,536 clips that were encoded before; of 24,576 of them bounces, orbits and spins
-were drawn two or three times as often (`Toyworld(often=...)`), and 4096 clips of circles and squares alone came before
-it: until then the two words were one to the denoiser (`tools/words.py` shows such pairs).
+The last stage on board learned for 107 minutes from 86,016 clips that were encoded before; of 45,056 of them bounces,
+orbits and spins were drawn two to four times as often (`Toyworld(often=...)`, `dit-video data merge`). Earlier, 4096
+clips of circles and squares alone parted the two words, which were one to the denoiser (`tools/words.py` shows such
+pairs). Reached, of 96 plain prompts: colour 99 %, direction 98, shape 86, motion 85, all of it 81.
 
 The first stages of the weights on board were run at half the width (heads 4, ffn_dim 512, lr 2e-3), where a step takes
 a third of the time; `tools/widen.py` made of them where the wide stages start. On a CPU with AMX a step takes four
