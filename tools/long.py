@@ -100,6 +100,14 @@ def looks(frames: np.ndarray) -> np.ndarray:
     return np.array([x.mean(), (x.max(-1) - x.min(-1)).mean(), x.mean(-1).std((1, 2)).mean()])
 
 
+def speed(objects: Sequence[Any], motion: str) -> float | None:
+    """How fast objects move that move so, in the unit of that motion; None if none does. Of hops, orbits, growing and
+    shrinking the rate is a time: its inverse is the speed."""
+    rates = [o.rate for o in objects if o.motion == motion and o.rate]
+    inverse = motion in ("bounces", "circles", "grows", "shrinks")
+    return float(np.mean([1 / rate if inverse else rate for rate in rates])) if rates else None
+
+
 def segment_report(
     clips: Sequence[np.ndarray], asked: Sequence[Any], renders: Sequence[np.ndarray], fps: float
 ) -> dict:
@@ -108,25 +116,28 @@ def segment_report(
     from dit_video.evals.quality import moving
     from dit_video.evals.score import mark
 
-    marks, dynamic, rates = [], {"ours": [], "renders": []}, {"ours": [], "renders": []}
+    marks, dynamic, speeds = [], {"ours": [], "renders": []}, {"ours": [], "renders": []}
     for kind, segments in (("ours", clips), ("renders", renders)):
         for frames, one in zip(segments, asked, strict=True):
             readings = [measure(piece, fps) for piece in pieces(frames)]
             if kind == "ours":
                 marks.append([mark(reading, one) for reading in readings])
             dynamic[kind] += [any(moving(o) for o in r.objects) for r in readings]
-            rates[kind] += [o.rate for r in readings for o in r.objects if np.isfinite(o.rate) and o.rate]
+            speeds[kind].append(speed([o for r in readings for o in r.objects], one.objects[0]["motion"]))
     again = {"ours": [repetition(c) for c in clips], "renders": [repetition(c) for c in renders]}
     drift = np.array([looks(c) - looks(r) for c, r in zip(clips, renders, strict=True)])
     slopes = np.polyfit(np.linspace(0, 1, len(drift)), drift, 1)[0] if len(drift) > 2 else np.zeros(3)
     rng = np.random.default_rng(0)
     draws = [rng.permutation(len(drift)) for _ in range(1000)]
     chance = np.quantile(np.abs([np.polyfit(np.linspace(0, 1, len(drift)), drift[d], 1)[0] for d in draws]), 0.95, 0)
+    pairs = zip(speeds["ours"], speeds["renders"], strict=True)
+    alike = [np.log(ours / theirs) for ours, theirs in pairs if ours and theirs]
     ratio = lambda pair: float(np.mean(pair["ours"]) / max(np.mean(pair["renders"]), 1e-9)) if pair["ours"] else 0.0  # noqa: E731
     return {
         "score": share([m for each in marks for m in each]),
         "segments": [share(each) for each in marks],
-        "dynamic": ratio(dynamic), "speed": ratio(rates), "repetition": float(np.mean(again["ours"])),
+        "dynamic": ratio(dynamic), "speed": float(np.exp(np.mean(alike))) if alike else 0.0,
+        "repetition": float(np.mean(again["ours"])),
         "repetition_of_renders": float(np.mean(again["renders"])),
         "trend": dict(zip(("brightness", "saturation", "contrast"), map(float, slopes), strict=True)),
         "trend_by_chance": dict(zip(("brightness", "saturation", "contrast"), map(float, chance), strict=True)),

@@ -54,6 +54,20 @@ def test_a_wrong_a_slowed_and_a_fading_clip_fail_their_own_checks(tool, with_opt
     }
 
 
+def test_what_is_slowed_is_slower_in_every_motion(tool, with_optimizations):
+    """A hop's rate is its period: of slow moves and slow hops together the mean of rates would hardly change."""
+    from dit_video.evals.references import renders
+
+    among = tool["single_objects"](30)
+    asked = [next(o for o in among if o.objects[0]["motion"] == motion) for motion in ("moves", "grows", "bounces")]
+    scenes = [one.scene for one in asked]
+    slowed = [replace(scene, bodies=(replace(scene.bodies[0], speed="slowly"),)) for scene in scenes]
+    with with_optimizations():
+        exact, slow = (list(renders(some, tool["CLIP"], 64, 64)) for some in (scenes, slowed))
+    assert tool["segment_report"](exact, asked, exact, 8.0)["speed"] == pytest.approx(1.0)
+    assert tool["segment_report"](slow, asked, exact, 8.0)["speed"] < 0.75
+
+
 def test_each_segment_is_held_against_its_own_prompt(tool):
     report = {"score": 0.5, "segments": [1.0, 0.0], "dynamic": 1.0, "speed": 1.0, "repetition": 0.0,
               "repetition_of_renders": 0.0, "trend": {}, "trend_by_chance": {}}  # fmt: skip
