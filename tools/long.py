@@ -237,6 +237,12 @@ def conditions(args: argparse.Namespace) -> None:
     d = pipe.model.defaults
     asked = single_objects(args.count)
     exact = render([one.scene for one in asked], 2 * CLIP - 1, d.height, d.width)
+
+    def of_renders(first: int) -> float:
+        """What exact renders score from that frame on: after two seconds many that move have met a wall."""
+        clips = (clip[first:][:CLIP] for clip in exact)
+        return share([mark(measure(clip, d.fps), one) for clip, one in zip(clips, asked, strict=True)])
+
     cases: dict[str, tuple[Callable, tuple[int, ...]]] = {
         "first": (lambda c: {"image": c[0]}, (0,)),
         "last": (lambda c: {"last_image": c[CLIP - 1]}, (CLIP - 1,)),
@@ -250,7 +256,7 @@ def conditions(args: argparse.Namespace) -> None:
             frames = pipe(one.prompt, num_frames=CLIP, seed=seed, **given(clip), **steps(args)).frames[0]
             kept += [psnr(frames[i], clip[i]) for i in places]
             marks.append(mark(measure(frames, d.fps), one))
-        rows.append([name, float(np.mean(kept)), float(np.min(kept)), share(marks), None])
+        rows.append([name, float(np.mean(kept)), float(np.min(kept)), share(marks), of_renders(0), None])
     with tempfile.TemporaryDirectory() as folder:
         mask = np.zeros((d.height, d.width, 3), np.uint8)
         Image.fromarray(mask).save(f"{folder}/none.png")
@@ -279,9 +285,10 @@ def conditions(args: argparse.Namespace) -> None:
             same = pipe(one.prompt, video=path, mask=f"{folder}/none.png", **more).frames[0]
             rest.append(psnr(frames[:, :, : d.width // 2 - 16], same[:, :, : d.width // 2 - 16]))
         for name, jumps in seams.items():
-            rows.append([name, None, None, share(marks_of[name]), float(np.max(jumps))])
-        rows.append(["inpainting: the rest", float(np.mean(rest)), float(np.min(rest)), None, None])
-    columns = [f"{args.count} clips", "PSNR of what is given", "lowest", "prompt followed",
+            followed = of_renders(CLIP) if name == "extend" else None
+            rows.append([name, None, None, share(marks_of[name]), followed, float(np.max(jumps))])
+        rows.append(["inpainting: the rest", float(np.mean(rest)), float(np.min(rest)), None, None, None])
+    columns = [f"{args.count} clips", "PSNR of what is given", "lowest", "prompt followed", "by renders",
                "largest seam over 95th percentile of jumps"]  # fmt: skip
     store("long_conditions", made_by=made_by(args), columns=columns, rows=rows)
 
