@@ -199,7 +199,7 @@ def test_what_was_measured_is_kept_when_the_other_model_is_not_there(pipe, monke
     """Without a render to compare with, first frames have no score, and that is all."""
     from dit_video.core.errors import MissingError
 
-    def find(name, **_):
+    def find(name, *_, **__):
         if name == "nowhere":
             raise MissingError("nowhere: no such model")
         return pipe

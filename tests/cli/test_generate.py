@@ -263,7 +263,11 @@ def test_a_variant_by_its_flags(here, checkout, capsys):
     [
         ("data=2,context=2,tensor=2", []),
         pytest.param("fsdp=4", ["--image", "first.png"], marks=pytest.mark.slow),
-        ("context=8", ["--long", "window", "--num_frames", "17", "--window", "3", "--overlap", "1"]),
+        pytest.param(
+            "context=8",
+            ["--long", "window", "--num_frames", "17", "--window", "3", "--overlap", "1"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("context=4", ["--long", "extend", "--num_frames", "17", "--window", "3"], marks=pytest.mark.slow),
     ],
 )
