@@ -1,7 +1,7 @@
 """Optimizers: AdamW and Muon by the names of the parameters, warm-up and decay, clipping.
 
-Muon orthogonalises the update of hidden matrices; its step is scaled to AdamW's root mean square, so one learning rate
-serves both. Embeddings, heads, norms, biases and tables take AdamW.
+Muon (Jordan et al. 2024) orthogonalises the update of hidden matrices; its step is scaled to AdamW's root mean square
+(arXiv 2502.16982), so one learning rate serves both. Embeddings, heads, norms, biases and tables take AdamW.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from dit_video.core.errors import BadInput
-from dit_video.train.muon import muon_axes, scale_by_muon
 from dit_video.weights.names import keys_of
 
 
@@ -81,21 +81,19 @@ class Optimizer:
                 mask=lambda p: matrices(p, decayed),
             )
         else:
-            rest = optax.adamw(
-                rate(self.lr if self.adam_lr is None else self.adam_lr),
-                self.b1,
-                self.b2,
-                self.eps,
-                weight_decay=0.0,
-                nesterov=True,
+            main = optax.contrib.muon(
+                rate(self.lr),
+                ns_steps=self.newton_schulz,
+                beta=self.momentum,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                adam_weight_decay=0.0,
+                adam_learning_rate=rate(self.lr if self.adam_lr is None else self.adam_lr),
+                muon_weight_dimension_numbers=lambda p: matrices(p, muon_axes),
+                consistent_rms=0.2,
             )
-            hidden = optax.chain(
-                *scale_by_muon(lambda p: matrices(p, muon_axes), self.momentum, self.eps, self.newton_schulz),
-                optax.add_decayed_weights(self.weight_decay),
-                optax.scale_by_learning_rate(rate(self.lr)),
-            )
-            taken = lambda p: matrices(p, lambda path, x: "adam" if muon_axes(path, x) is None else "muon")  # noqa: E731
-            main = optax.partition({"muon": hidden, "adam": rest}, taken)
         return optax.chain(optax.clip_by_global_norm(self.clip), main)
 
 
@@ -107,3 +105,14 @@ def matrices(params: Any, rule) -> Any:
 def decayed(path: tuple[str, ...], x: jax.Array) -> bool:
     """Weight decay takes kernels, by name: a stacked bias or norm has two axes too."""
     return path[-1] == "kernel"
+
+
+def muon_axes(path: tuple[str, ...], x: jax.Array) -> MuonDimensionNumbers | None:
+    """Which axes of a hidden matrix are in and out. A kernel in stacked `blocks` is a matrix a layer (the first axis);
+    a convolution's is one from all of (space, time, channels in) to channels out. None leaves the parameter to AdamW:
+    embeddings, heads, what takes in time and text, biases, norms, tables."""
+    if path[-1] == "kernel" and x.ndim == 3 and "blocks" in path:
+        return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    if path[-1] == "kernel" and x.ndim in (4, 5):
+        return MuonDimensionNumbers(reduction_axis=tuple(range(x.ndim - 1)), output_axis=x.ndim - 1)
+    return None
