@@ -81,7 +81,7 @@ class MeshShape:
         sizes: dict[str, int] = {}
         for part in text.split(","):
             name, _, size = (piece.strip() for piece in part.partition("="))
-            if name not in names or name in sizes or not (size == "-1" or (size.isdecimal() and int(size))):
+            if name not in names or name in sizes or not size.removeprefix("-").isdecimal():
                 raise BadInput(
                     f"mesh {text!r}: give axes and how many devices each takes (-1: those that are left), each axis "
                     f"once, such as data=2,context=4. Axes: {', '.join(names)}."

@@ -76,7 +76,7 @@ def _placed(counts: Sequence[int], places: Sequence[int], of: int) -> list[int]:
 
 
 def _take(source: Store, name: str, out: Store, to: str) -> None:
-    """A file of one store in another. Raises `MissingError`."""
+    """A file of one store in another. Raises `BadInput` (`MissingError` from an object store) where it is missing."""
     with source.reading(name) as file, out.writing(to) as new:
         try:
             os.link(file.resolve(strict=True), new)

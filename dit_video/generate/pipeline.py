@@ -65,8 +65,8 @@ class VideoPipeline:
     ):
         """`dtype` of the computation: float32, bfloat16, or None or "auto" for what suits the device; the solver stays
         float32. `keep`: what matrices are kept as (float32, bfloat16, int8); None: as they are computed with.
-        `offload`: those of layers stay in the host's memory. With a mesh (or its axes,
-        such as "data=2,context=4"), weights lie as their logical axes say and the batch is split."""
+        `offload`: those of layers stay in the host's memory. With a mesh (or its axes, such as
+        "data=2,context=4"), weights lie as their logical axes say and the batch is split."""
         abilities(model)  # raises for a structure that is not run
         self.mesh = as_mesh(mesh)
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]

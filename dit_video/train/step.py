@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dit_video.core.errors import BadInput
 from dit_video.core.mesh import Axis, Rules, batch_sharding, names_of, shardings, ways
-from dit_video.train.lora import FineTune
 from dit_video.train.metrics import count_flops
 from dit_video.weights.names import keys_of
 
@@ -78,11 +77,11 @@ def loss_of(objective: Any, parts: Trained, frozen: Any = None) -> Loss:
 
 
 def model_flops(objective: Any, rules: Rules, params: Any, batch: Any, key: Any, frozen: Any = None) -> float:
-    """Of a step over all devices: three times the forward pass, nothing for what is computed again (of fine-tuning
-    `FineTune.flops`). Arrays may be shapes. Traced without a mesh, whose programs are of a part of the heads, and
-    without kernels, whose inside is not seen."""
-    if isinstance(objective, FineTune):
-        return objective.flops(batch)
+    """Of a step over all devices: three times the forward pass, nothing for what is computed again; or what the
+    objective's own `flops` says. Arrays may be shapes. Traced without a mesh, whose programs are of a part of the
+    heads, and without kernels, whose inside is not seen."""
+    if (own := getattr(objective, "flops", None)) is not None:
+        return own(batch)
     plain = objective
     if getattr(objective, "dit", None) is not None:
         plain = replace(objective, dit=replace(objective.dit, attention="xla"))
