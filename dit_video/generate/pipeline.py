@@ -86,7 +86,7 @@ class VideoPipeline:
         each, free = 1 if keep == "int8" else np.dtype(keep).itemsize, (lambda: None) if offload else self.free
         apart = device.platform != "cpu"  # the fake devices of a CPU share its memory
         sizes = {
-            part: each * numbers(weights, self._spread(part) if apart else None)
+            part: each * numbers(weights, self._shardings(part) if apart else None)
             for part, weights in model.params.items()
         }
         self.params = Held(lambda part: self._place(part, keep, offload), sizes, free)
@@ -390,9 +390,9 @@ class VideoPipeline:
 
     def _place(self, part: str, keep: str, offload: bool) -> Any:
         """Weights of a part on the device, or spread over the mesh as their logical axes say."""
-        return place(self.model.params[part], self._spread(part), keep, offload)
+        return place(self.model.params[part], self._shardings(part), keep, offload)
 
-    def _spread(self, part: str) -> Any:
+    def _shardings(self, part: str) -> Any:
         """Shardings of the weights of a part; None without a mesh."""
         if self.mesh is None:
             return None

@@ -329,6 +329,6 @@ def test_on_a_mesh_a_device_needs_room_for_its_share_of_the_weights(tiny):
     held = {part: pipe.params[part] for part in pipe.params}
     for part, weights in held.items():
         share = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(weights))
-        assert numbers(tiny.params[part], pipe._spread(part)) == share
-    assert numbers(tiny.params["dit"], pipe._spread("dit")) < 0.5 * numbers(tiny.params["dit"])
+        assert numbers(tiny.params[part], pipe._shardings(part)) == share
+    assert numbers(tiny.params["dit"], pipe._shardings("dit")) < 0.5 * numbers(tiny.params["dit"])
     assert pipe.params.bytes["dit"] == 4 * numbers(tiny.params["dit"]), "what a CPU calls devices has one memory"
