@@ -326,16 +326,21 @@ def given_outputs(module, config, inputs):
 # -- an adapter of low rank ------------------------------------------------------------------------------------------
 
 RANK, ALPHA = 3, 2.0
-TARGETS = ("to_q", "to_v", "to_out.0", "net.2")  # modules of every block that have these at the end of their names
+# Modules of every block that have these at the end of their names; the third and fourth are those that read a picture.
+TARGETS = ("to_q", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "ffn.net.2")
 
 
-def lora_inputs(config, rng):
+def lora_inputs(config, rng, variant: str):
     """Inputs of the denoiser, and the tensors of a file as PEFT names them."""
-    inputs, inner = dit_inputs(config, rng, "t2v"), config["num_attention_heads"] * config["attention_head_dim"]
-    for i in range(config["num_layers"]):
-        sizes = {f"{attn}.{name}": inner for attn in ("attn1", "attn2") for name in TARGETS[:3]}
-        for module, inside in (sizes | {"ffn.net.2": config["ffn_dim"]}).items():
-            name = f"transformer.blocks.{i}.{module}"
+    inputs, inner = dit_inputs(config, rng, variant), config["num_attention_heads"] * config["attention_head_dim"]
+    sizes = {f"{attn}.{name}": inner for attn in ("attn1", "attn2") for name in ("to_q", "to_v", "to_out.0")}
+    sizes["ffn.net.2"] = config["ffn_dim"]
+    beside = {f"attn2.{name}": inner for name in ("add_k_proj", "add_v_proj")} if config["image_dim"] else {}
+    blocks = {f"blocks.{i}": sizes | beside for i in range(config["num_layers"])}
+    blocks |= {f"vace_blocks.{i}": sizes for i in range(len(config.get("vace_layers", ())))}
+    for block, modules in blocks.items():
+        for module, inside in modules.items():
+            name = f"transformer.{block}.{module}"
             inputs[f"{name}.lora_A.weight"] = normal(rng, RANK, inside) * np.float32(inside**-0.5)
             inputs[f"{name}.lora_B.weight"] = normal(rng, inner, RANK) / 2
             inputs[f"{name}.alpha"] = np.array(ALPHA, np.float32)

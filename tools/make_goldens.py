@@ -170,6 +170,15 @@ def _dit(variant: str) -> Stage:
     )
 
 
+def _lora(variant: str) -> Stage:
+    return Stage(
+        lambda rng: dit_config(rng, variant),
+        lambda config, rng: lora_inputs(config, rng, variant),
+        dit_reference,
+        lora_outputs,
+    )
+
+
 STAGES: dict[str, Stage] = {
     "text": Stage(text_config, text_inputs, text_reference, text_outputs),
     "image": Stage(image_config, image_inputs, image_reference, image_outputs),
@@ -178,9 +187,10 @@ STAGES: dict[str, Stage] = {
     "vae_residual": Stage(lambda rng: vae_config(rng, residual=True), vae_inputs, vae_reference, vae_outputs),
     **{name: _dit(name) for name in ("block", "t2v", "i2v", "flf2v", "i2v_a14b", "ti2v", "vace")},
     "given": Stage(lambda _: {}, given_inputs, lambda _: None, given_outputs),
-    "lora": Stage(lambda rng: dit_config(rng, "t2v"), lora_inputs, dit_reference, lora_outputs),
+    "lora": _lora("t2v"),
     "scheduler": Stage(scheduler_config, scheduler_inputs, lambda _: None, scheduler_outputs),
     **{f"pipeline_{name}": _pipeline(name) for name in PIPELINES},
+    **{f"lora_{name}": _lora(name) for name in ("i2v", "flf2v", "i2v_a14b", "ti2v", "vace")},
 }
 
 
