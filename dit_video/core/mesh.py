@@ -29,7 +29,7 @@ class Rules:
     width: Axis = ("context", "fsdp")  # of weights; activations keep their width whole
     heads: Axis = "tensor"
     mlp: Axis = "tensor"
-    space: Axis = ("context", "tensor", "data", "fsdp")  # height and width of a VAE's frames, see `over_frames`
+    space: Axis = ("context", "tensor", "data", "fsdp")  # a VAE's frames, see `over_frames`
 
     def __post_init__(self):
         axes = [f.name for f in fields(MeshShape)]
@@ -149,19 +149,22 @@ def over_frames(shape: tuple[int, ...], rules: Rules, mesh: Mesh | AbstractMesh 
 
     Clips are split over the axes of a batch where these divide them. The other axes of `space` split the side that can
     be halved more often, as far as they divide it: at every scale it is the same side, so the levels of a network lie
-    alike.
+    alike. What does not divide the side splits time, where it divides that: the pieces of a clip that is streamed.
     """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if mesh.empty:
         return P()
     clips = rules.batch if shape[0] % ways(rules.batch, mesh) == 0 else None
     side = 2 + (shape[3] & -shape[3] > shape[2] & -shape[2])
-    parts, length = [], shape[side]
+    parts: dict[int, list[str]] = {side: [], 1: []}
     for name in names_of(rules.space):
-        if name not in names_of(clips) and mesh.shape[name] > 1 and length % mesh.shape[name] == 0:
-            length //= mesh.shape[name]
-            parts.append(name)
-    return P(clips, *(None,) * (side - 1), tuple(parts) or None)
+        if name in names_of(clips) or mesh.shape[name] == 1:
+            continue
+        for axis, taken in parts.items():
+            if shape[axis] // ways(tuple(taken), mesh) % mesh.shape[name] == 0:
+                taken.append(name)
+                break
+    return P(clips, tuple(parts[1]) or None, *(None,) * (side - 2), tuple(parts[side]) or None)
 
 
 def shardings(state, mesh: Mesh, rules: Rules = Rules()):

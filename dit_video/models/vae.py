@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from dit_video.core.errors import BadInput
-from dit_video.core.mesh import Rules, constrain, over_frames
+from dit_video.core.mesh import Rules, constrain, names_of, over_frames
 from dit_video.core.sizes import frames_rule, size_rule
 from dit_video.core.types import Latent, Video
 from dit_video.nn.conv import Back, CausalConv3d, Conv2d, Frames, split
@@ -135,10 +135,11 @@ class FrameAttention(nnx.Module):
 
     def __call__(self, x: Frames, past: Past = None) -> tuple[Frames, Past]:
         qkv = rearrange(self.to_qkv(self.norm(x)), "B T H W (three C) -> three (B T) (H W) 1 C", three=3)
-        clips, *_, parts = over_frames(x.shape, self.proj.rules) or (None, None)
-        k, v = (constrain(each, P(clips)) for each in qkv[1:])
-        y = jax.nn.dot_product_attention(constrain(qkv[0], P(clips, parts)), k, v)
-        return x + self.proj(constrain(y, P(clips, parts)).reshape(x.shape)), None
+        clips, time, *_, parts = over_frames(x.shape, self.proj.rules) or (None,) * 3
+        frames = (*names_of(clips), *names_of(time)) or None
+        k, v = (constrain(each, P(frames)) for each in qkv[1:])
+        y = jax.nn.dot_product_attention(constrain(qkv[0], P(frames, parts)), k, v)
+        return x + self.proj(constrain(y, P(frames, parts)).reshape(x.shape)), None
 
 
 class Down(nnx.Module):

@@ -110,8 +110,8 @@ _BACK = {"folded": folded, "direct": direct, "platform": by_platform}
 
 
 def split(x: Frames, rules: Rules) -> Frames:
-    """The same frames, on a mesh in parts of height or width. What goes into a convolution is pinned as what comes out:
-    left to XLA, it made a wrong gradient of a kernel where clips and frames are split."""
+    """The same frames, on a mesh in parts of a side or of time. What goes into a convolution is pinned as what comes
+    out: left to XLA, it made a wrong gradient of a kernel where clips and frames are split."""
     return constrain(x, over_frames(x.shape, rules))
 
 
@@ -120,7 +120,7 @@ class CausalConv3d(nnx.Module):
 
     Called with the last frames of what came before (`past`; None: nothing came before) it returns what the next call
     wants as its past, so a clip in pieces and a whole clip go through the same code. On a mesh every device has a part
-    of each frame, as `over_frames` says: the compiler sees to the rows and columns that neighbours need of it.
+    of each frame or of the frames, as `over_frames` says: the compiler sees to the borders that neighbours need of it.
     """
 
     def __init__(

@@ -66,7 +66,8 @@ def elements(text, kind):
         pytest.param(RESIDUAL, MeshShape(1, 1, 4, 2), (16, 4), 8, id="2.2-two-axes", marks=pytest.mark.slow),
         pytest.param(RESIDUAL, MeshShape(2, 2, 2, 1), (4, 16), 8, id="2.2-columns", marks=pytest.mark.slow),
         pytest.param(PLAIN, MeshShape(1, 1, 4, 1), (3, 8), 4, id="2.1-odd-rows", marks=pytest.mark.slow),
-        # Latents of 6x5 do not divide by four, twice their size does: the levels from there on are split.
+        # Latents of 6x5 do not divide by four, twice their size does: the levels from there on are split; and five
+        # frames do not either.
         pytest.param(PLAIN, MeshShape(1, 1, 4, 1), (6, 5), 1, id="2.1-odd", marks=pytest.mark.slow),
         pytest.param(RESIDUAL, MeshShape(1, 1, 1, 8), (5, 3), 1, id="2.2-odd", marks=pytest.mark.slow),
     ],
@@ -94,6 +95,30 @@ def test_frames_in_parts_are_the_whole(cfg, mesh, size, parts, way):
     assert max(elements(text, "all-gather")) <= 3 * math.prod(latents[:4]) * widest
     sizes = [program.memory_analysis().temp_size_in_bytes for program in (spread, alone)]
     assert sizes[0] < 2.5 * sizes[1] / parts  # frames so small are borders mostly
+
+
+@pytest.mark.parametrize("way", ["decode", pytest.param("encode", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cfg", [PLAIN, pytest.param(RESIDUAL, marks=pytest.mark.slow)])
+def test_a_piece_whose_sides_do_not_divide_is_split_over_time(cfg, way):
+    """Latents of 6x5 on four devices: each has a frame of the piece, and takes what its kernels see before it from its
+    neighbour, or from the past of the piece."""
+    module, params, rng = vae_of(cfg), random_weights(cfg, 0), np.random.default_rng(1)
+    mesh, size = make_mesh(MeshShape(1, 1, 4, 1), jax.devices()[:4]), (6, 5)
+    if way == "decode":
+        given = rng.standard_normal((1, 5, *size, cfg.z), np.float32)
+        piece = lambda p, x, past: module(p).decode_piece(x, past, clip=False)  # noqa: E731
+    else:
+        given = rng.uniform(-1, 1, (1, 17, *(side * cfg.factor for side in size), 3)).astype(np.float32)
+        piece = lambda p, x, past: (lambda mean, logvar, past: ((mean, logvar), past))(*module(p)._encode(x, past))  # noqa: E731
+    _, past = jax.device_get(jax.jit(piece)(params, given[:, :1], None))
+    alone, wanted = compiled(piece, None, params, given[:, 1:], past)
+    spread, got = compiled(piece, mesh, params, given[:, 1:], past)
+    assert over_frames((1, 4, *size, cfg.z), Rules(), mesh)[1] == "context"
+    for have, want in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
+    assert elements(spread.as_text(), "collective-permute")
+    sizes = [program.memory_analysis().temp_size_in_bytes for program in (spread, alone)]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def lesson(cfg):
