@@ -3,8 +3,9 @@
     dit-video train experiments/finetune_folder.py --data.path clips/ --workdir runs/mine
 
 `clips/` holds `*.mp4` with a `*.txt` beside each, or a `metadata.jsonl` with `file_name` and `text`; pictures are
-one-frame videos. Files are resampled to 8 frames a second, resized and cropped to the nearest bucket. A few hundred
-steps take minutes on two CPU cores.
+one-frame videos. Files are resampled to 8 frames a second, resized and cropped to the nearest bucket. Videos
+of four seconds and more also teach how to go on from what was (`--extend`); shorter ones cannot. A few hundred steps
+take minutes on two CPU cores.
 """
 
 from dit_video.data.buckets import Bucket
@@ -28,6 +29,7 @@ EXPERIMENT = Experiment(
         Bucket(17, 64, 64),
         Bucket(17, 80, 48),
         Bucket(17, 48, 80),
+        Bucket(33, 64, 64),
         Bucket(1, 64, 64),
     ),
     optimizer=Optimizer(kind="adamw", lr=2e-4, warmup=20, decay_part=0.5),

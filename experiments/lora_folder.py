@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
         keep="float32",
     ),
     data=Folder(),
-    buckets=(Bucket(17, 64, 64), Bucket(17, 80, 48), Bucket(17, 48, 80), Bucket(1, 64, 64)),
+    buckets=(Bucket(17, 64, 64), Bucket(17, 80, 48), Bucket(17, 48, 80), Bucket(33, 64, 64), Bucket(1, 64, 64)),
     optimizer=Optimizer(kind="adamw", lr=1e-3, warmup=20, weight_decay=0.0),
     steps=500,
     batch=16,

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from dit_video.core.errors import BadInput, DitVideoError, MissingError
 from dit_video.core.log import log
@@ -112,7 +112,8 @@ class FolderReader:
         root = Path(store.root)
         self.clips = [(root / name, text) for name, text in part(list_clips(store), source.held_out, held_out)]
         self.broken: dict[Path, str] = {}
-        self.lengths: dict[Path, tuple[float, int, int]] = {}
+        self.stills: set[Path] = set()  # videos that are too short to be shown moving
+        self.times: dict[Path, tuple[np.ndarray, int, int]] = {}
         self.orders: dict[int, np.ndarray] = {}
         if not held_out:
             log.info("%d clips in %s", len(self.clips), source.path)
@@ -147,25 +148,30 @@ class FolderReader:
             which = self._bucket(1, *still.shape[:2])
             bucket = self.buckets[which]
             return which, fit(still, bucket.height, bucket.width)[None]
-        seconds, height, width = self._length(path)
-        fps = self.source.fps
-        which = self._bucket(int(seconds * fps + 1e-3) + 1, height, width)
+        fps, (times, height, width) = self.source.fps, self._times(path)
+        # The last frame stands for a while too; half a frame of ours is near enough to its end.
+        each = (times[-1] - times[0]) / max(1, len(times) - 1)
+        seconds = times[-1] - times[0] + min(each, 0.5 / fps)
+        count = int(seconds * fps + 1e-3) + 1
+        which = self._bucket(count, height, width)
         bucket = self.buckets[which]
-        span = (bucket.frames - 1) / fps
-        start = float(rng.uniform(0.0, max(seconds - span, 0.0)))
-        frames, times = [], []
-        # One frame before the start stands on the screen at the start: begin to read a little earlier.
-        for frame, time, _, _ in iterate_video(path, start=max(0.0, start - 1.0)):
-            frames.append(frame)
-            times.append(time)
-            if time > start + span:
-                break
-            while len(times) > 1 and times[1] <= start:  # only the last frame before the start is needed
-                del frames[0], times[0]
-        if not frames or times[-1] + 1.5 / fps < start + span:
-            raise BadInput(f"ends at {times[-1] if times else 0:.2f} s, where {start + span:.2f} s were announced")
-        chosen = resample_indices(np.asarray(times), fps, bucket.frames, start)
-        return which, np.stack([fit(frames[i], bucket.height, bucket.width) for i in chosen])
+        if bucket.frames == 1 < count and path not in self.stills:
+            self.stills.add(path)
+            log.warning(
+                "%s: %d frames at %g fps are fewer than any bucket of videos has: a frame of it is shown as a picture",
+                path, count, fps,
+            )  # fmt: skip
+        start = times[0] + float(rng.uniform(0.0, max(seconds - (bucket.frames - 1) / fps, 0.0)))
+        wanted = times[resample_indices(times, fps, bucket.frames, start)]
+        frames: list[np.ndarray] = []
+        for frame, time, _, _ in iterate_video(path, start=wanted[0]):
+            made = None  # a frame in the bucket's size is a hundredth of what some files hold
+            while len(frames) < bucket.frames and wanted[len(frames)] <= time + 1e-6:
+                made = fit(frame, bucket.height, bucket.width) if made is None else made
+                frames.append(made)
+            if len(frames) == bucket.frames:
+                return which, np.stack(frames)
+        raise BadInput(f"ends before {wanted[len(frames)]:.2f} s, where it had a frame when it was read first")
 
     def _bucket(self, frames: int, height: int, width: int) -> int:
         which = nearest(self.buckets, frames, height, width)
@@ -176,16 +182,17 @@ class FolderReader:
             )
         return which
 
-    def _length(self, path: Path) -> tuple[float, int, int]:
-        """Seconds from the first to the last frame, and the upright size; from the decoded frames, once a file."""
-        if path not in self.lengths:
-            last, size = 0.0, None
+    def _times(self, path: Path) -> tuple[Float[np.ndarray, "T"], int, int]:
+        """Seconds at which each frame begins, and the upright size; from the decoded frames, once a file."""
+        if path not in self.times:
+            times, size = [], None
             for frame, time, _, _ in iterate_video(path):
-                last, size = time, frame.shape[:2]
+                times.append(time)
+                size = frame.shape[:2]
             if size is None:
                 raise BadInput("no frame decodes")
-            self.lengths[path] = (last, *size)
-        return self.lengths[path]
+            self.times[path] = (np.asarray(times), *size)
+        return self.times[path]
 
     def frames(self, arrays: Any, bucket: int) -> Video:
         return to_float(arrays["frames"])

@@ -74,6 +74,37 @@ def test_sizes_fall_into_the_nearest_bucket_and_time_is_kept(clips):
     np.testing.assert_allclose(pixels, [[-1, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("fps", [8, 24, 25, 30, 60])
+def test_two_seconds_are_seventeen_frames(fps, tmp_path, caplog):
+    """The last frame stands on the screen until the end; of 16 frames at 8 fps the 17th is a whole frame late."""
+    write_video(tmp_path / "a.mp4", np.repeat(ramp(2, 32, 32), fps, 0), fps=fps)
+    reader = Folder(str(tmp_path), held_out=0.0).open((Bucket(17, 32, 32), Bucket(1, 32, 32)))
+    with caplog.at_level(logging.WARNING, "dit_video"):
+        sizes = [reader.load(draw).arrays["frames"].shape[0] for draw in range(3)]
+    assert sizes == ([1] * 3 if fps == 8 else [17] * 3)
+    told = [r.getMessage() for r in caplog.records if "is shown as a picture" in r.getMessage()]
+    assert len(told) == (fps == 8), "said once of a video, not at every draw"
+
+
+def test_what_stands_on_the_screen_for_seconds(tmp_path, monkeypatch):
+    """Frames at 0, 2, 4 and 6 s: from 3.5 s on the second is seen, then the third."""
+    times = [0.0, 2.0, 4.0, 6.0]
+
+    def slow(path, *, start=0.0):
+        for k, time in enumerate(times):
+            if time >= start:
+                yield np.full((32, 32, 3), 50 * k, np.uint8), time, 0.5, {}
+
+    class At:
+        uniform = staticmethod(lambda low, high: 3.5)
+
+    (tmp_path / "a.mp4").write_bytes(b"read by a stand-in")
+    monkeypatch.setattr("dit_video.data.folder.iterate_video", slow)
+    reader = Folder(str(tmp_path), held_out=0.0).open(BUCKETS)
+    _, frames = reader._read(tmp_path / "a.mp4", At())
+    assert frames[:, 0, 0, 0].tolist() == [50] * 4 + [100] * 5
+
+
 def test_it_makes_batches(clips):
     loader = Loader(Folder(str(clips), held_out=0.0).open(BUCKETS), 2)
     batches = [next(loader) for _ in range(6)]
