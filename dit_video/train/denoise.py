@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -126,6 +127,11 @@ class Denoise:
         else:
             if experiment.vae or start is None:
                 config, params = load_vae(experiment.vae)
+                if experiment.vae and Run.is_run(experiment.vae) and not (Path(experiment.vae) / "vae").is_dir():
+                    raise BadInput(
+                        f"--vae {experiment.vae}: this run of a VAE has not come to its end, where the mean and std of "
+                        "its latents are measured. Run its own line again until it says it has ended."
+                    )
             else:
                 config, params = start.vae, start.params["vae"]
             tokenizer = start.tokenizer if start else self._tokenizer(experiment)
@@ -151,8 +157,8 @@ class Denoise:
             bucket.check_latents(config.stride, config.factor, dit.patch)
         if not any(c.share > 0 for c in self.crops):
             raise BadInput("objective.crops: one share must be positive")
-        # A curve for the cache was measured with other weights than the run's.
-        theirs = start and replace(start.defaults, cache=())
+        # A curve for the cache was measured with other weights than the run's, and what it learns has its own shift.
+        theirs = start and replace(start.defaults, cache=(), shift=None)
         defaults = self.defaults or theirs or run.resolved("defaults") or Defaults()
         filled = replace(self, dit=dit, text=text, defaults=defaults)
         return filled, Base(config, params, tokenizer, start, experiment.prompts)

@@ -17,6 +17,7 @@ from dit_video.train.denoise import Crop, Denoise
 from dit_video.train.experiment import Experiment
 from dit_video.train.loop import train
 from dit_video.train.optim import Optimizer
+from dit_video.train.vae import Reconstruct
 from dit_video.weights.checkpoints import Run, load_run, save_vae
 from dit_video.weights.folder import save_model
 from dit_video.weights.model import Defaults
@@ -178,9 +179,10 @@ def test_init_brings_sizes_weights_vae_and_tokenizer(tiny, tmp_path):
 
 
 def test_a_start_brings_how_it_is_sampled(tiny, tmp_path):
-    """Not the curve for the cache, which was measured with its weights; a run that goes on has what it stored."""
+    """Not the curve for the cache, which was measured with its weights, nor the shift, for training has its own; a run
+    that goes on has what it stored."""
     curve = ((0.1, 0.2, 0.3),)
-    start = dataclasses.replace(tiny, defaults=dataclasses.replace(tiny.defaults, cache=curve))
+    start = dataclasses.replace(tiny, defaults=dataclasses.replace(tiny.defaults, cache=curve, shift=8.0))
     objective = Denoise(pool=POOL, tokens=32)
     e = experiment(tiny, tmp_path, objective=objective, init=str(save_model(start, tmp_path / "model")), vae=None)
     run = Run(tmp_path / "run")
@@ -195,6 +197,20 @@ def test_a_start_brings_how_it_is_sampled(tiny, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "has_checkpoint", lambda self: True)
         assert objective.resolve(e, run)[0].defaults == stored
+
+
+def test_a_vae_whose_latents_are_not_measured_yet_is_refused(tiny, tmp_path):
+    """A run that was stopped: its weights are there, mean and std are not."""
+    vae = dataclasses.replace(tiny.vae, latents_mean=(), latents_std=())
+    e = experiment(tiny, tmp_path, vae=str(tmp_path / "begun"))
+    begun, run = Run(tmp_path / "begun"), Run(tmp_path / "run")
+    for one in (begun, run):
+        one.create()
+    begun.save_experiment(dataclasses.replace(e, objective=Reconstruct(vae=vae), vae=None))
+    state = {"params": {"vae": tiny.params["vae"]}, "ema": (({"vae": tiny.params["vae"]}),) * 2}
+    begun.checkpoints().save(3, state, {}, wait=True)
+    with pytest.raises(BadInput, match="has not come to its end.*Run its own line again"):
+        e.objective.resolve(e, run)
 
 
 def test_a_start_has_its_tokenizer(tiny, tmp_path):
