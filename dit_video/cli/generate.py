@@ -70,7 +70,11 @@ def add_parser(subparsers: Any) -> None:
     long.add_argument("--noise_order", choices=("fresh", "shared", "rescheduled"), default="fresh",
                       help="window: each frame's own noise, the first window's again, or that shuffled")  # fmt: skip
     how = parser.add_argument_group("how (defaults: the model's)")
-    how.add_argument("--model", metavar="MODEL", help="a diffusers folder, a run folder, or a name (default: on board)")
+    how.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a diffusers folder, a run folder (RUN@0.99: another of its averages), or a name (default: on board)",
+    )
     how.add_argument("--seed", type=int, metavar="N", help="same seed, same clip (default: drawn, and printed)")
     how.add_argument("--num_inference_steps", type=int, metavar="N")
     how.add_argument("--guidance_scale", type=float, metavar="X", help="1 switches guidance off: twice as fast")
@@ -175,6 +179,8 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
         request.seed, request.num_frames, request.width, request.height, request.fps, request.num_inference_steps,
         request.solver, request.guidance_scale,
     )  # fmt: skip
+    if args.quiet and not args.json:  # a clip that cannot be made again is lost
+        print(f"seed {request.seed}", file=sys.stderr)
     results = []
     for path, meta, wrote in written(pipe, request, paths, args):
         results.append({

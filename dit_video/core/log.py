@@ -33,12 +33,12 @@ class Progress:
     def phase(self, name: str, steps: int | None = None):
         start = time.perf_counter()
         bar = None
-        if self.show and steps:
+        if self.show and steps and sys.stderr.isatty():
             from tqdm import tqdm
 
-            bar = tqdm(total=steps, desc=name, file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
-        elif self.show:
-            log.debug("%s ...", name)
+            bar = tqdm(total=steps, desc=name, file=sys.stderr, leave=False)
+        elif self.show:  # once: a long video comes to its phases again and again
+            log.log(logging.DEBUG if name in self.seconds else logging.INFO, "%s ...", name)
         try:
             yield (lambda n=1: bar.update(n)) if bar is not None else (lambda n=1: None)
         finally:

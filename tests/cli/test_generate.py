@@ -145,6 +145,22 @@ def test_a_prompt_that_is_too_long_is_said_on_stderr(model, here, capsys):
     assert (out, 'Dropped: "' in line) == ("a.gif\n", True)
 
 
+def test_the_seed_is_printed_when_all_else_is_quiet(model, here, capsys):
+    assert main(["generate", PROMPT, "--model", model, "--output", "a.gif", "--quiet"]) == 0
+    out, err = said(capsys)
+    seed = json.loads((here / "a.json").read_text())["seed"]
+    assert (out, err) == ("a.gif\n", f"seed {seed}\n")
+
+
+def test_without_a_terminal_the_phases_are_lines(model, here, capsys):
+    assert main(["generate", PROMPT, "--model", model, "--output", "a.gif"]) == 0
+    lines = said(capsys)[1].splitlines()
+    places = [
+        next(i for i, line in enumerate(lines) if line.startswith(name)) for name in ("compile", "denoise", "decode")
+    ]
+    assert places == sorted(places)
+
+
 def test_an_unknown_model(here, capsys):
     assert main(["generate", PROMPT, "--model", "nowhere"]) == 2
     assert "nowhere" in said(capsys)[1]
