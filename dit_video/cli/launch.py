@@ -39,6 +39,8 @@ TAKES = {  # flags that not every target has
     "queued-resources": {"topology", "spot", "reservation", "zone", "project"},
     "slurm": {"reservation", "nodes", "gpus", "time", "partition", "account"},
 }
+# What train must find: an image without its plugin would compute on the hosts' CPUs, and say nothing.
+DEVICE = {"gke": "tpu", "queued-resources": "tpu", "slurm": "gpu"}
 MOUNT = "/mnt/runs"  # where the bucket of --workdir is seen
 MADE = b"Written by\n#   dit-video"  # as every template begins
 
@@ -58,6 +60,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--mount", action="append", default=[], metavar="SOURCE:PATH",
                         help="gs://BUCKET, or for slurm a folder, seen at PATH (data, models); repeatable")  # fmt: skip
     parser.add_argument("--max_restarts", type=int, default=50, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--wait", type=float, metavar="SECONDS",
+                        help="how long each host waits for the others, before all start again")  # fmt: skip
     parser.add_argument("--output", metavar="PATH",
                         help="write it there instead of to stdout; what launch wrote is replaced")  # fmt: skip
     parser.add_argument("--submit", action="store_true", help="also start it: kubectl apply, bash, or sbatch")
@@ -98,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput(f"--{name} {getattr(args, name)}: at least 1.")
     if args.max_restarts < 0:
         raise BadInput(f"--max_restarts {args.max_restarts}: 0 or more.")
+    if args.wait is not None and not 0 < args.wait < float("inf"):
+        raise BadInput(f"--wait {args.wait:g}: seconds, more than 0.")
     chosen = None if args.target == "slurm" else choose_slice(args)
     hosts = args.nodes if chosen is None else chosen.hosts * args.slices
     devices = args.nodes * args.gpus if chosen is None else chosen.devices * args.slices
@@ -197,8 +203,19 @@ def job_name(args: argparse.Namespace) -> str:
 
 
 def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
+    wait = [] if args.wait is None else ["--wait", f"{args.wait:g}"]
     fields = [part for name, value in args.overrides.items() for part in (f"--{name}", value)]
-    return ["dit-video", "train", args.experiment, "--workdir", workdir, *fields]
+    return [
+        "dit-video",
+        "train",
+        args.experiment,
+        "--workdir",
+        workdir,
+        "--device",
+        DEVICE[args.target],
+        *wait,
+        *fields,
+    ]
 
 
 def values(args: argparse.Namespace, chosen: "Slice | None") -> dict[str, Value]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.errors import BadInput, Preempted
 from dit_video.core.log import log
 
 TPU_PORT = 8482
@@ -103,13 +103,14 @@ def join_cluster(wait: float = WAIT) -> Cluster | None:
 
 
 def roll_call(cluster: Cluster, wait: float) -> None:
-    """Comes back when every process is there. Raises `MissingError` that names those that are not, in all that are."""
+    """Comes back when every process is there. Raises `Preempted` that names those that are not, in all that are: a
+    machine that was taken away comes back, and whoever started these starts them again then."""
     host, _, port = cluster.address.rpartition(":")
     meet = _receive if cluster.index == 0 else _report
     missing = meet(cluster, host.strip("[]"), int(port) + 1, time.monotonic() + wait)
     if missing:
         names = ", ".join(map(cluster.name, missing))
-        raise MissingError(
+        raise Preempted(
             f"{len(missing)} of {cluster.count} processes did not come in {wait:g} s: {names}. Look at their logs; "
             "start all of them again, with a longer --wait if they only were late."
         )

@@ -4,6 +4,7 @@ number of everything."""
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -107,7 +108,17 @@ def test_a_jobset_of_every_kind(launch, released, topology, more, hosts, chips, 
     assert container["resources"]["limits"] == {"google.com/tpu": chips}
     assert container["image"] == IMAGE
     run = "/mnt/runs/some/runs/toyworld"
-    assert container["command"] == ["dit-video", "train", "toyworld", "--workdir", run, "--batch", "64"]
+    assert container["command"] == [
+        "dit-video",
+        "train",
+        "toyworld",
+        "--workdir",
+        run,
+        "--device",
+        "tpu",
+        "--batch",
+        "64",
+    ]
     assert [mount["mountPath"] for mount in container["volumeMounts"]][2] == "/mnt/runs"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
 
@@ -123,9 +134,9 @@ def test_what_a_jobset_is_told_beside_the_machine(launch):
     assert spec["nodeSelector"]["cloud.google.com/reservation-name"] == "ours"
     volume = spec["volumes"][-1]["csi"]["volumeAttributes"]
     assert (volume["bucketName"], volume["hostNetworkPodKSA"]) == ("clips", "true")
-    # Bad input, what is missing and numbers that are not finite end it; everything else starts again.
+    # Bad input, what is missing, too little memory and numbers that are not finite end it; all else starts again.
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 50
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2, 3, 5]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2, 3, 4, 5]
     plain = yaml.safe_load(launch("toyworld", *GKE, "--topology", "v5e:2x4"))
     assert "labels" not in plain["metadata"]
     assert "hostNetwork" not in pod(plain)[1]
@@ -212,14 +223,22 @@ def test_the_slurm_file_runs(launch, tmp_path, monkeypatch):
         (tmp_path / "requeued").unlink(missing_ok=True)
         return again
 
-    again = {code: start(code, 0) for code in (0, 2, 3, 5, 75, 124, 134)}
+    again = {code: start(code, 0) for code in (0, 2, 3, 4, 5, 75, 124, 134)}
     assert [code for code, yes in again.items() if yes] == [75, 124, 134]
     assert not start(75, 1), "restarts are counted"
     words = (tmp_path / "ran").read_text()
-    assert words == "node7:20007 2 dit-video train toyworld --workdir /shared/my runs/toyworld\n"
+    assert words == "node7:20007 2 dit-video train toyworld --workdir /shared/my runs/toyworld --device gpu\n"
 
 
-@pytest.mark.parametrize("code", [0, 2, 3, 5])
+@pytest.mark.parametrize("argv", [GKE, CLOUD, SLURM], ids=["gke", "queued-resources", "slurm"])
+def test_how_long_hosts_wait_for_each_other(launch, argv):
+    """A flag of train, not a field of the experiment."""
+    where = [] if argv is SLURM else ["--topology", "v5e:4x4"]
+    text = launch("toyworld", *argv, *where, "--wait", "900")
+    assert re.search(r"--wait\W+900\b", text.partition("set -euo")[2] or text.partition("apiVersion")[2])
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4, 5])
 def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path, code):
     """With a stand-in for gcloud: the first slice is taken away and cannot be deleted at once; on the second the run
     ends, well or without hope."""
@@ -265,6 +284,29 @@ def test_a_question_that_fails_takes_no_slice_away(launch, tmp_path, blind, told
     done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "asked").read_text() == "x\n" * told
+
+
+def test_what_never_starts_does_not_keep_a_slice(launch, tmp_path):
+    """With a stand-in for gcloud whose ssh fails, as for an image that is not there: another slice, then the end."""
+    gcloud = """
+        case "$*" in
+          *"resources create"*) echo x >>asked; echo ACTIVE >state ;;
+          *"resources describe"*) cat state ;;
+          *"resources delete"*) echo GONE >state ;;
+          *"tpu-vm ssh"*) echo x >>tried; if [[ $(wc -l <tried) -gt 99 ]]; then echo 0 >code; fi; exit 1 ;;
+          *"storage cat"*) cat code ;;
+        esac
+        """
+    fake(tmp_path, "gcloud", textwrap.dedent(gcloud))
+    fake(tmp_path, "sleep", ":")
+    script = tmp_path / "launch.sh"
+    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "tried").read_text() == "x\n" * 40 and (tmp_path / "asked").read_text() == "x\n" * 2
+    assert "check the image, the rights to it and to the bucket" in done.stderr
+    assert (tmp_path / "state").read_text() == "GONE\n", "nothing is left that costs money"
 
 
 def test_what_could_not_start_is_not_launched(launch, capsys):
@@ -323,6 +365,7 @@ def test_submit_hands_it_over(launch, tmp_path, monkeypatch):
         ([*SLURM[:-1], "gs://bucket/runs"], 2, "all nodes share"),
         ([*SLURM, "--mount", "/a:/b"], 2, "goes with --image"),
         ([*SLURM, "--nodes", "0"], 2, "at least 1"),
+        ([*SLURM, "--wait", "0"], 2, "--wait 0: seconds, more than 0"),
         ([*SLURM, "--topology", "v5e:4x4"], 2, "--topology is for --target gke and queued-resources"),
         ([*GKE, "--topology", "v5e:4x4", "--time", "24:00:00"], 2, "--time is for --target slurm"),
         ([*GKE, "--topology", "v5e:4x4", "--keep", "1"], 2, "keep=1: at least 2"),

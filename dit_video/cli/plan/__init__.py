@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.generate:
         from dit_video.cli.plan.generation import plan_generation
 
-        plan = plan_generation(experiment, target, steps)
+        plan = plan_generation(experiment, target, steps, search=not args.no_search)
     else:
         from dit_video.cli.plan.predict import plan_training
 

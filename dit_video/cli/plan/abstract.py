@@ -22,9 +22,9 @@ from dit_video.train.experiment import Experiment
 from dit_video.train.lora import FineTune, sized
 from dit_video.train.step import compiled_halves, layout, on, trained
 from dit_video.train.vae import Reconstruct
-from dit_video.weights.checkpoints import load_vae, open_base
 from dit_video.weights.folder import load_model
 from dit_video.weights.place import placed
+from dit_video.weights.runs import load_vae, open_base
 
 Shapes = Any  # a tree of ShapeDtypeStruct with shardings
 

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from dit_video.cli.plan.abstract import Program, Shapes, device_bytes, filled, placed_at, vae_of
 from dit_video.cli.plan.costs import Cost
-from dit_video.cli.plan.predict import Plan, Target, refused
-from dit_video.core.mesh import make_mesh, over_frames, shardings
+from dit_video.cli.plan.predict import Plan, Target, refused, with_change
+from dit_video.core.mesh import MeshShape, make_mesh, over_frames, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.sample import start
@@ -34,10 +34,42 @@ from dit_video.weights.place import placed
 STEPS = 50  # the default of the Wan family
 
 
-def plan_generation(experiment: Experiment, target: Target, steps: int | None = None) -> Plan:
-    """A clip of the experiment's first bucket, with guidance, both branches in one batch."""
-    objective, steps = filled(experiment), STEPS if steps is None else steps
-    holder = objective.denoise if isinstance(objective, FineTune) else objective
+def plan_generation(experiment: Experiment, target: Target, steps: int | None = None, search: bool = True) -> Plan:
+    """A clip of the experiment's first bucket, with guidance, both branches in one batch. With `search`, where it does
+    not fit, the first of `meshes` that makes it fit is compiled too, and named."""
+    steps = STEPS if steps is None else steps
+    plan = _plan_generation(experiment, target, steps)
+    if plan.fits or not search:
+        return plan
+    otherwise = "larger devices, more of them, or a smaller clip: no other mesh is enough"
+    return with_change(
+        plan,
+        meshes(experiment, len(target.devices)),
+        lambda changed: _plan_generation(changed, target, steps),
+        otherwise,
+    )
+
+
+def meshes(experiment: Experiment, devices: int) -> Iterator[tuple[str, Experiment]]:
+    """Meshes that save memory, as flags, the cheapest in time first: weights over all devices, then also the clip's
+    tokens over 2, 4, ... of them."""
+    _, _, context, tensor = now = experiment.mesh.resolve(devices)
+    heads = _holder(filled(experiment)).dit.heads
+    while devices % (context * tensor) == 0 and heads % (context * tensor) == 0:
+        sizes = (1, devices // (context * tensor), context, tensor)
+        if sizes != now:
+            mesh = MeshShape(*sizes)
+            yield " ".join(f"--mesh.{k} {v}" for k, v in asdict(mesh).items()), replace(experiment, mesh=mesh)
+        context *= 2
+
+
+def _holder(objective: Any) -> Any:
+    """What holds the denoiser's config."""
+    return objective.denoise if isinstance(objective, FineTune) else objective
+
+
+def _plan_generation(experiment: Experiment, target: Target, steps: int) -> Plan:
+    holder = _holder(filled(experiment))
     dit, bucket = replace(holder.dit, remat="none"), experiment.buckets[0]
     vae = replace(vae_of(experiment, dit.out_channels), conv="direct", dtype="bfloat16")
     mesh = make_mesh(experiment.mesh, target.devices)
@@ -55,7 +87,7 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
     noise = shape(1, t, h, w, dit.out_channels)
     frames = shape(1, t, h, w, dit.in_channels - dit.out_channels) if dit.in_channels > dit.out_channels else None
     image = shape(2, dit.image_len or ImageConfig().tokens, dit.image_dim) if dit.image_dim else None
-    hbm = {"parameters": sum(map(device_bytes, weights.values()))}
+    hbm = {"parameters": sum(map(device_bytes, weights.values())), "optimizer": 0, "ema": 0, "activations": 0}
     every: list[Program] = []
 
     def make(name: str, function: Callable, part: str, *args: Shapes) -> Shapes:
@@ -84,6 +116,7 @@ def plan_generation(experiment: Experiment, target: Target, steps: int | None = 
         past_at = jax.tree.map(lambda a: NamedSharding(mesh, over_frames(a.shape, experiment.rules, mesh)), past)
         make("decode", programs.decode_piece, "vae", piece, placed_at(past, past_at))
     except jax.errors.JaxRuntimeError as error:
+        hbm["activations"] = max((p.temporaries for p in every), default=0)
         hbm["total"] = hbm["parameters"] + refused(error)
         return Plan(target, describe(bucket, steps), hbm, False, Cost())
     hbm["activations"] = max(p.temporaries for p in every)

@@ -5,8 +5,9 @@ outside of kernels at nine tenths of theirs; `tools/plan_table.py published` hol
 measured. (The one training figure there would ask for 1.04 of the kernels' peak.)
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ EFFICIENCY = Efficiency(products=0.9)  # assumed: of large products outside of k
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to plan for. `hbm`: bytes that one of them has."""
+    """Devices to plan for. `hbm`: bytes that one of them has, infinity where nobody knows."""
 
     name: str
     chips: int
@@ -79,7 +80,7 @@ class Plan:
             "chips": self.target.chips,
             "what": self.what,
             "hbm_bytes": self.hbm,
-            "hbm_limit": int(self.target.hbm),
+            "hbm_limit": int(self.target.hbm) if math.isfinite(self.target.hbm) else None,
             "step_seconds": c.seconds if timed else None,
             "by": {"compute": c.compute, "memory": c.memory, "collectives": c.collectives, "exposed": c.exposed}
             if timed else None,
@@ -98,15 +99,24 @@ class Plan:
 def plan_training(experiment: Experiment, target: Target, search: bool = True) -> Plan:
     """A step of the heaviest batch. With `search`, where it does not fit, the first change of `changes` that makes it
     fit is compiled too, and named."""
-    plan = _plan_training(experiment, target)
+    plan, count = _plan_training(experiment, target), len(target.devices)
     if plan.fits or not search:
         return plan
-    for flags, changed in changes(experiment):
+    tried = ((flags, changed) for flags, changed in changes(experiment) if changed.fits(count))
+    otherwise = "more chips: no change of remat, mesh or averages tried here is enough"
+    return with_change(plan, tried, lambda changed: _plan_training(changed, target), otherwise)
+
+
+def with_change(
+    plan: Plan, tried: Iterator[tuple[str, Experiment]], again: Callable[[Experiment], Plan], otherwise: str
+) -> Plan:
+    """A plan that does not fit, with the flags of the first change that makes it fit; what to do `otherwise`."""
+    for flags, changed in tried:
         log.info("does not fit; trying %s", flags)
-        other = _plan_training(changed, target)
+        other = again(changed)
         if other.fits:
             return replace(plan, change=flags, compile_seconds=plan.compile_seconds + other.compile_seconds)
-    return replace(plan, change="more chips: no change of remat, mesh or averages tried here is enough")
+    return replace(plan, change=otherwise)
 
 
 def _plan_training(experiment: Experiment, target: Target) -> Plan:

@@ -66,22 +66,39 @@ exit "$code"
 WORKER
 )
 
+lost=0 # slices in a row on which nothing could be started
 for ((try = 0; try <= @{max_restarts}; try++)); do
   gcloud storage rm "$outcome" --quiet >/dev/null 2>&1 || true
   say "asking for @{slice} (start $((try + 1)) of @{starts})"
   tpus "${request[@]}" >&2
   until [[ $(state) =~ ^(ACTIVE|FAILED|SUSPENDED|GONE)$ ]]; do sleep 30; done
-  while [[ $(state) =~ ^(ACTIVE|UNKNOWN)$ && -z $(code) ]]; do
-    tpus tpu-vm ssh "$name" --worker=all --command="$worker" >&2 || sleep 30
+  failed=0
+  while ((failed < 20)) && now=$(state) && [[ $now =~ ^(ACTIVE|UNKNOWN)$ && -z $(code) ]]; do
+    began=$SECONDS
+    tpus tpu-vm ssh "$name" --worker=all --command="$worker" >&2 || true
+    [[ -z $(code) ]] || break
+    ((SECONDS - began < 3600)) || failed=0                   # it ran, and the connection broke
+    if [[ $now == ACTIVE ]]; then failed=$((failed + 1)); fi # else the network here is away
+    sleep 30
   done
   ended=$(code)
   release
   case ${ended:-75} in
-    0 | 2 | 3 | 5) # done; bad input, what is missing and numbers that are not finite do not get better by trying again
+    0 | 2 | 3 | 4 | 5) # done; bad input, what is missing, too little memory and numbers that are not finite stay so
       exit "$ended"
       ;;
   esac
-  say "ended with ${ended:-no exit code: the slice was taken away}"
+  if [[ -z $ended && $failed == 20 ]]; then
+    lost=$((lost + 1))
+    say "20 times in a row ssh ended, and the run has left no exit code; what ssh said stands above"
+    if ((lost == 2)); then
+      say "on a second slice too: check the image, the rights to it and to the bucket. The slice is given back"
+      exit 3
+    fi
+  else
+    lost=0
+    say "ended with ${ended:-no exit code: the slice was taken away}"
+  fi
   until [[ $(state) == GONE ]]; do
     sleep 10
     release # what could not be deleted would cost money for ever

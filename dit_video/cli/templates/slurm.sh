@@ -25,10 +25,10 @@ export JAX_NUM_PROCESSES="$SLURM_JOB_NUM_NODES"
 code=0
 srun --kill-on-bad-exit=1 @{container} @{command} || code=$?
 
-# Bad input (2), what is missing (3) and numbers that are not finite (5) do not get better by trying again; all else goes
-# on from the last checkpoint.
+# Bad input (2), what is missing (3), too little memory (4) and numbers that are not finite (5) do not get better by
+# trying again; all else goes on from the last checkpoint.
 case $code in
-  0 | 2 | 3 | 5) exit "$code" ;;
+  0 | 2 | 3 | 4 | 5) exit "$code" ;;
 esac
 if ((${SLURM_RESTART_COUNT:-0} < @{max_restarts})); then
   scontrol requeue "$SLURM_JOB_ID"

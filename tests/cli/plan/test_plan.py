@@ -22,7 +22,7 @@ from dit_video.core.errors import MissingError
 from dit_video.core.mesh import MeshShape
 from dit_video.core.slices import parse_slice
 from dit_video.data.buckets import Bucket
-from dit_video.models.dit import DiTConfig, flops
+from dit_video.models.dit import flops
 from dit_video.models.text import TextConfig
 from dit_video.train.denoise import Crop
 
@@ -178,14 +178,32 @@ def test_a_clip_from_a_given_frame():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("topology, remat", [("v5e:2x2", "block"), ("v5e:2x2", "none")])
-def test_a_slice(topology, remat):
-    """A small model compiled for a TPU: it fits, every term is there, and less remat is less time and more memory."""
-    experiment = replace(small(heads=2, head_dim=128, remat=remat, dtype="bfloat16"), batch=4)
-    plan = plan_training(experiment, slice_target(parse_slice(topology)))
-    c = plan.cost
-    assert plan.fits
-    assert 0 < plan.mfu < 1
-    assert max(c.compute, c.memory) <= c.seconds <= c.compute + c.memory + c.collectives
-    assert c.flops * 4 > plan.model_flops * (1.2 if remat == "block" else 0.9)
-    assert isinstance(experiment.objective.dit, DiTConfig)
+def test_on_a_slice_remat_the_mesh_or_the_size_of_heads_alone_moves_the_prediction():
+    """A small model compiled for a TPU: every term is there, and each change does what it is made for."""
+    target = slice_target(parse_slice("v5e:2x2"))
+
+    def planned(mesh=MeshShape(), heads=4, **dit):
+        experiment = small(heads=heads, head_dim=512 // heads, ffn_dim=1024, dtype="bfloat16", **dit)
+        made = plan_training(replace(experiment, batch=4, mesh=mesh, buckets=(Bucket(17, 256, 256),)), target)
+        c = made.cost
+        assert made.fits
+        assert 0 < made.mfu < 1
+        assert max(c.compute, c.memory) <= c.seconds <= c.compute + c.memory + c.collectives
+        return made
+
+    kept, again = planned(remat="none"), planned(remat="block")
+    assert kept.cost.flops * 4 > kept.model_flops * 0.9
+    assert again.cost.flops > 1.2 * kept.cost.flops
+    assert again.cost.compute > kept.cost.compute
+    assert again.cost.memory < kept.cost.memory  # what is computed again is not read again: so small, that is faster
+    assert again.hbm["activations"] < 0.7 * kept.hbm["activations"]
+    assert again.model_flops == kept.model_flops
+
+    split = planned(MeshShape(data=1, fsdp=4), remat="none")
+    assert split.hbm["parameters"] < 0.4 * kept.hbm["parameters"]
+    assert split.cost.collectives != kept.cost.collectives
+    assert split.model_flops == kept.model_flops
+
+    narrow = planned(remat="none", heads=8)  # of 64: half of what the units of attention's products can take
+    assert narrow.cost.compute > kept.cost.compute
+    assert narrow.model_flops == pytest.approx(kept.model_flops, rel=0.01)
