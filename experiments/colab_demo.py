@@ -78,7 +78,7 @@ def shell(line: str) -> None:
 """
 
 # %%
-shell("dit-video doctor")
+shell(f"dit-video doctor --device {({'CPU': 'cpu', 'T4': 'gpu', 'TPU': 'tpu'})[DEVICE]}")
 
 # %% [markdown]
 """

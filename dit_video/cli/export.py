@@ -14,8 +14,8 @@ formats:
               model's own, where that is shorter); JAX runs them without this package
   onnx        programs for ONNX Runtime, float32, one set for each of --shapes
 
-The last two hold run.py, which makes a video and needs nothing of this package, a manifest and a model card. They
-compute in float32; --dtype bfloat16 goes with stablehlo. A shape is frames x height x width. StableHLO files are
+Each holds a manifest and a model card; the last two also run.py, which makes a video and needs nothing of this package.
+They compute in float32; --dtype bfloat16 goes with stablehlo. A shape is frames x height x width. StableHLO files are
 promised to load for six months; --refresh makes them anew from the model.
 
 examples:
@@ -54,16 +54,15 @@ def importing() -> Any:
 def run(args: argparse.Namespace) -> int:
     """Opens, writes, compares."""
     from dit_video.core.errors import BadInput
-    from dit_video.weights.checkpoints import open_base
 
     if args.refresh:
         again(args)
     if args.to is None:
         raise BadInput("--to FORMAT is missing: diffusers, stablehlo or onnx")
     if args.to == "diffusers":
-        if args.shapes or args.converter or args.scores:
-            raise BadInput("--shapes, --converter and --scores go with --to stablehlo or onnx")
-        return importing().store(open_base(args.model), args, args.verify)
+        if args.shapes or args.converter:
+            raise BadInput("--shapes and --converter go with --to stablehlo or onnx")
+        return folder_for_diffusers(args)
     return programs(args)
 
 
@@ -86,6 +85,40 @@ def again(args: argparse.Namespace) -> None:
     args.hash, args.told = about["model"]["hash"], about.get("scores")
 
 
+def folder_for_diffusers(args: argparse.Namespace) -> int:
+    """A model folder with a card, read back and opened when it is to be verified."""
+    from dit_video.core.log import log
+    from dit_video.export.card import read_scores
+    from dit_video.export.folder import Order
+    from dit_video.export.model import add_card, add_to_manifest
+    from dit_video.export.verify import open_in_diffusers
+    from dit_video.generate.request import native_shift
+    from dit_video.weights.folder import check_saved, save_model
+    from dit_video.weights.lora import merge_files
+    from dit_video.weights.runs import open_base
+
+    scores = read_scores(args.scores) if args.scores else None
+    model = merge_files(open_base(args.model), args.lora)
+    dtypes = {} if args.dtype == "keep" else dict.fromkeys(model.parts, args.dtype)
+    with importing().destination(args.out, args.force) as folder:
+        path, measured = save_model(model, folder, dtypes=dtypes, force=args.force), None
+        add_card(Order(model, args.dtype, native_shift(model), lora=tuple(args.lora), scores=scores), path)
+        if args.verify:
+            measured = {"tensors": check_saved(model, path, dtypes), "diffusers": open_in_diffusers(path)}
+            add_to_manifest(path, {"measured": {**measured, "differing": 0, "against": model.name}})
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    about = {"path": args.out, "pipeline": model.pipeline, "parts": [*model.parts], "bytes": size}
+    said = ""
+    if measured is not None:
+        about |= {"verified": measured["tensors"], "diffusers": measured["diffusers"]}
+        opened = "diffusers is not installed, and did not open it"
+        opened = f"opened by diffusers {measured['diffusers']}" if measured["diffusers"] else opened
+        said = f"; {measured['tensors']} tensors read back bit for bit; {opened}"
+    log.info("%s: %.2f GB%s", args.out, size / 1e9, said)
+    print(json.dumps(about) if args.json else args.out)
+    return 0
+
+
 def programs(args: argparse.Namespace) -> int:
     """StableHLO and ONNX."""
     from dataclasses import replace
@@ -100,8 +133,8 @@ def programs(args: argparse.Namespace) -> int:
     from dit_video.export.verify import verify
     from dit_video.generate.held import weights_hash
     from dit_video.generate.request import native_shift
-    from dit_video.weights.checkpoints import open_base
     from dit_video.weights.lora import merge_files
+    from dit_video.weights.runs import open_base
 
     if args.converter and args.to != "onnx":
         raise BadInput("--converter goes with --to onnx")

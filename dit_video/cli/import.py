@@ -52,11 +52,10 @@ def run(args: argparse.Namespace) -> int:
     return store(open_any(source, args.base), args)
 
 
-def store(model: Any, args: argparse.Namespace, verify: bool = False) -> int:
+def store(model: Any, args: argparse.Namespace) -> int:
     """Writes the model folder that the flags of `add_writing` ask for, and says what it holds."""
     from dit_video.core.log import log
-    from dit_video.export.verify import open_in_diffusers
-    from dit_video.weights.folder import check_saved, save_model
+    from dit_video.weights.folder import save_model
     from dit_video.weights.lora import merge_files
     from dit_video.weights.released import release
 
@@ -64,13 +63,9 @@ def store(model: Any, args: argparse.Namespace, verify: bool = False) -> int:
     dtypes = {} if args.dtype == "keep" else dict.fromkeys(model.parts, args.dtype)
     with destination(args.out, args.force) as folder:
         path = save_model(model, folder, dtypes=dtypes, force=args.force)
-        tensors, there = (check_saved(model, path, dtypes), open_in_diffusers(path)) if verify else (None, None)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    opened = f"opened by diffusers {there}" if there else "diffusers is not installed, and did not open it"
-    log.info("%s: %s, %.2f GB%s", args.out, release(model).name, size / 1e9,
-             "" if tensors is None else f"; {tensors} tensors read back bit for bit; {opened}")  # fmt: skip
+    log.info("%s: %s, %.2f GB", args.out, release(model).name, size / 1e9)
     about = {"path": args.out, "pipeline": model.pipeline, "parts": [*model.parts], "bytes": size}
-    about |= {} if tensors is None else {"verified": tensors, "diffusers": there}
     print(json.dumps(about) if args.json else args.out)
     return 0
 
@@ -88,7 +83,9 @@ def destination(out: str, force: bool) -> Iterator[Path]:
         return
     store = Store(out)
     there = store.names()
-    if there and not (force and MANIFEST in there):
+    # The manifest comes last: what was sent by half is told by its other files.
+    ours = {name.partition("/")[0] for name in there} & {MANIFEST, "run.py", "transformer", "vae"}
+    if there and not (force and ours):
         what = "it is no model and no export: choose another place" if force else "--force replaces it"
         raise BadInput(f"{out} holds {len(there)} files already; {what}.")
     with tempfile.TemporaryDirectory(prefix="dit_video-") as folder:

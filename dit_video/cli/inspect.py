@@ -72,7 +72,10 @@ def read_metadata(file: Path) -> dict[str, Any]:
         raise MissingError(f"{file}: no such file.")
     metadata: dict[str, Any] = {}
     if file.suffix.lower() != ".json":
-        metadata = next(iterate_video(file))[3]
+        first = next(iterate_video(file), None)
+        if first is None:
+            raise BadInput(f"{file} holds a video stream without a frame: it was cut, or never finished. Get it again.")
+        metadata = first[3]
     beside = file.with_suffix(".json")
     if not metadata and beside.is_file():
         try:

@@ -45,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
     from dit_video.core.errors import BadInput
 
     sizes = parse_shapes(args.shapes)
-    lengths = [int(part) for part in args.tokens.split(",") if part.strip().isdecimal()]
-    if args.batch < 1 or not lengths:
-        raise BadInput(f"--batch {args.batch} --tokens {args.tokens}: at least 1, and whole numbers")
+    parts = [part.strip() for part in args.tokens.split(",") if part.strip()]
+    lengths = [int(part) for part in parts if part.isdecimal() and int(part) > 0]
+    if args.batch < 1 or not lengths or len(lengths) < len(parts):
+        raise BadInput(
+            f"--batch {args.batch} --tokens {args.tokens}: give whole numbers from 1 up, comma between: 16,32"
+        )
     prepare_jax(args.device)
 
     import numpy as np

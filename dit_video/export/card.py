@@ -18,7 +18,7 @@ def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any]
     sizes = shapes or (
         f"{rule['frames']}k+1 frames from {about.get('fewest_frames', 1)} up, sides in multiples of {rule['size']}"
     )
-    life = about.get("loadable")
+    life, opened = about.get("loadable"), about["format"] == "diffusers"  # by other programs: there is no run.py
     lines = [
         f"# {model.name or 'a model'}, {title}",
         "",
@@ -28,13 +28,17 @@ def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any]
         "",
         "```bash",
         f"pip install {' '.join(map(_quoted, about['needs']))}",
-        'python run.py --prompt "a red circle moves right" --seed 7 --output out.mp4',
+        *(["```", "", "```python", about["run"]] if opened else
+          ['python run.py --prompt "a red circle moves right" --seed 7 --output out.mp4']),
         "```",
         "",
         f"It makes {sizes}; left out, {defaults['num_frames']} frames of {defaults['width']}x{defaults['height']} at "
         f"{defaults['fps']:g} fps in {defaults['steps']} steps of {defaults['solver']}, guidance "
-        f"{defaults['guidance']:g}. The same seed gives the same noise here, in every other export and in "
-        "`dit-video generate`.",
+        f"{defaults['guidance']:g}. " + (
+            "Diffusers draws other noise of a seed than `dit-video generate --model THIS_FOLDER`; given the same "
+            "`latents`, both make the same clip." if opened else
+            "The same seed gives the same noise here, in every other export and in `dit-video generate`."
+        ),
         "",
         "| part | parameters |",
         "|---|---|",
@@ -43,19 +47,24 @@ def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any]
         "## Measured",
         "",
         *(_scores(scores) if scores else ["This export was written without the numbers of an evaluation."]),
-        "After `--verify`, manifest.json says under `measured` how far its frames are from `dit-video generate`'s.",
+        "After `--verify`, manifest.json says under `measured` " + (
+            "how many tensors were read back bit for bit, and which diffusers opened them." if opened else
+            "how far its frames are from `dit-video generate`'s."
+        ),
         "",
         "## Limits",
         "",
         f"- It was trained on clips of up to {model.defaults.max_frames} frames in sizes "
         f"{', '.join(f'{w}x{h}' for h, w in model.defaults.sizes)}; beyond them expect less order.",
-        f"- A prompt has up to {about.get('text_rows', rule['text'])} tokens. Sound, pictures as input, longer films "
-        "and changes of prompt are not in this export.",
+        f"- A prompt has up to {about.get('text_rows', rule['text'])} tokens. " + (
+            "Longer films and changes of prompt are with `dit-video generate` only; there is no sound." if opened else
+            "Sound, pictures as input, longer films and changes of prompt are not in this export."
+        ),
         *([f"- It loads with {life['by']} until {life['until']}. Then: `{life['renew']}`."] if life else []),
         "",
         "Licence: that of the weights it was made from. Sizes, versions and checksums: manifest.json.",
         "",
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ from dit_video.core.files import json_text
 from dit_video.core.sizes import size_rule
 from dit_video.export.card import card
 from dit_video.export.programs import PARTS, Programs
-from dit_video.weights.find import MANIFEST, manifest, read_json
+from dit_video.weights.find import INDEX, MANIFEST, manifest, read_json
 from dit_video.weights.folder import appearing
 from dit_video.weights.model import Model
 
@@ -79,8 +79,9 @@ class Order:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder is an export, which may be replaced by another one."""
-    return (folder / MANIFEST).is_file() and "format" in read_json(folder / MANIFEST)
+    """Whether a folder is an export of programs, which may be replaced by another one. A folder for diffusers is a
+    model: nothing else has its weights."""
+    return (folder / MANIFEST).is_file() and "format" in read_json(folder / MANIFEST) and not (folder / INDEX).is_file()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -88,7 +89,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise MissingError(f"{folder}: there is no export here to renew.")
     if not is_export(folder):
-        raise BadInput(f"{folder} is no export: its {MANIFEST} is missing or says nothing of a format.")
+        raise BadInput(
+            f"{folder} is no export to StableHLO or ONNX: it is a model, which does not age, or its {MANIFEST} is "
+            "missing or says nothing of a format."
+        )
     return read_json(folder / MANIFEST)
 
 
@@ -110,6 +114,12 @@ def save_manifest(folder: Path, about: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def usual_shape(order: Order) -> Shape:
+    """What run.py makes when it is not told otherwise: the model's own shape, or the first where that is not made."""
+    usual = model_shape(order.model)
+    return order.shapes[0] if order.shapes and usual not in order.shapes else usual
+
+
 def describe(target: Target, order: Order) -> dict[str, Any]:
     """What the manifest says and run.py goes by."""
     model, programs = order.model, order.programs
@@ -126,7 +136,8 @@ def describe(target: Target, order: Order) -> dict[str, Any]:
         },
         "defaults": {
             **{name: value for name, value in asdict(model.defaults).items()
-               if name in ("num_frames", "height", "width", "fps", "steps", "guidance")},
+               if name in ("fps", "steps", "guidance")},
+            **dict(zip(("num_frames", "height", "width"), usual_shape(order), strict=True)),
             "shift": order.shift, "solver": model.defaults.solver, "schedule": programs.solver.schedule,
             "guided": programs.guided, "data": model.dit.predicts == "data",
         },
@@ -148,7 +159,7 @@ def runner(target: Target, dtype: str) -> str:
     shared = "\n\n\n".join(definitions(module, names) for module, names in SHARED.items())
     for mark, part in {"SHARED": shared, "RUNTIME": runtime.strip()}.items():
         text = text.replace(f"# {{{mark}}}", part)
-    text = text.replace("{TITLE}", target.title).replace("{DTYPE}", dtype)
+    text = text.replace("{TITLE}", target.title).replace("{DTYPE}", dtype).replace("{FORMAT}", target.name)
     return text.replace("{NEEDS}", shlex.join(target.needs))
 
 

@@ -80,6 +80,31 @@ def test_export_merges_and_verifies(folder, tmp_path, capsys, monkeypatch):
     np.testing.assert_allclose(weights(out)[name], weights(folder)[name].astype(np.float32) + 0.5, atol=0.02)
 
 
+def test_a_folder_for_diffusers_says_what_it_is(folder, tmp_path, capsys, monkeypatch):
+    """A manifest and a card, as in every export; the model's hash is that of its files without them."""
+    monkeypatch.setattr("dit_video.export.verify.find_spec", lambda name: None)  # loading torch takes long
+    score = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 96}
+    (tmp_path / "scores.json").write_text(json.dumps({"suite": "toyworld", "scores": {"shape": score}}))
+    plain, out = save_model(load_model(folder), tmp_path / "plain", dtypes={"dit": "bfloat16"}), tmp_path / "out"
+    line = ["export", str(out), "--model", str(plain), "--to", "diffusers"]
+    assert main([*line, "--verify", "--scores", str(tmp_path / "scores.json")]) == 0
+    about, was = (json.loads((place / "manifest.json").read_text()) for place in (out, plain))
+    assert about["sha256"] == was["sha256"] and load_model(out).digest == load_model(plain).digest
+    assert about["format"] == "diffusers" and about["model"]["hash"] == load_model(plain).digest
+    assert about["measured"] == {"tensors": len(weights(out)), "diffusers": None, "differing": 0, "against": str(plain)}
+    assert {"created", "versions", "defaults", "rule", "scores", "needs", "dtype"} <= set(about)
+    assert set(about["parameters"]) == {"dit", "vae", "text", "image"}
+    compile(about["run"], "example.py", "exec")
+    assert "WanImageToVideoPipeline.from_pretrained" in about["run"] and "image=load_image(" in about["run"]
+    card = (out / "README.md").read_text()
+    assert about["run"] in card and "| shape | 90.0 % | 80.0 % - 95.0 % | 96 |" in card and "run.py" not in card
+    # It is a model: what other exports may replace, and renew, it is not.
+    capsys.readouterr()
+    assert main(["export", str(out), "--refresh"]) == 2
+    assert "it is a model, which does not age" in capsys.readouterr().err
+    assert main([*line, "--force"]) == 0 and "without the numbers" in (out / "README.md").read_text()
+
+
 @pytest.mark.parity
 def test_diffusers_opens_what_was_exported(folder, tmp_path, capsys):
     for package in ("torch", "diffusers", "transformers"):
@@ -129,7 +154,7 @@ def small(tiny, tmp_path):
 
 def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
     """Each before anything is written, with what to do."""
-    from dit_video.weights.checkpoints import open_base as opened
+    from dit_video.weights.runs import open_base as opened
 
     out = tmp_path / "out"
 
@@ -146,7 +171,7 @@ def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
     assert "no export here to renew" in refused("--refresh", code=3)
     assert "onnx-env/bin/python" in refused("--to", "onnx", "--converter", str(tmp_path / "none"), code=3)
     assert "--converter goes with --to onnx" in refused("--to", "stablehlo", "--converter", "python")
-    monkeypatch.setattr("dit_video.weights.checkpoints.open_base", lambda name: pytest.fail("it was opened"))
+    monkeypatch.setattr("dit_video.weights.runs.open_base", lambda name: pytest.fail("it was opened"))
     for to, dtypes in {"stablehlo": "Use float32 or bfloat16", "onnx": "float32 only"}.items():
         assert dtypes in refused("--to", to, "--dtype", "float16")
     scores, report = tmp_path / "scores.json", {"suite": "toyworld", "scores": {"shape": {"value": 1, "n": 5}}}
@@ -156,7 +181,7 @@ def test_export_of_programs_refuses(small, tmp_path, capsys, monkeypatch):
         assert "scores.json" in refused("--to", "stablehlo", "--scores", str(scores))
     assert "cannot be read: Is a directory" in refused("--to", "stablehlo", "--scores", small)
     scores.unlink()
-    monkeypatch.setattr("dit_video.weights.checkpoints.open_base", opened)
+    monkeypatch.setattr("dit_video.weights.runs.open_base", opened)
     monkeypatch.setattr("shutil.disk_usage", lambda path: types.SimpleNamespace(free=1000))
     assert "0.0 MB are free there" in refused("--to", "stablehlo")
     assert "0.0 MB are free there" in refused("--to", "diffusers")

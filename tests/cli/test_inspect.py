@@ -245,6 +245,18 @@ def test_of_several_pictures_each_is_found(here, inspect):
     assert inspect(name, "--rerun", "--image", "a.png", "--image", "nowhere.png")[0] == 3
 
 
+def test_a_stream_without_a_frame(here, inspect):
+    import av
+
+    with av.open(str(here / "empty.mp4"), "w", options={"movflags": "empty_moov+frag_keyframe"}) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    code, _, err = inspect("empty.mp4")
+    assert (code, "empty.mp4 holds a video stream without a frame" in err) == (2, True), err
+
+
 @pytest.mark.parametrize("name, code", [("nowhere.mp4", 3), ("broken.mp4", 2), ("broken.json", 2)])
 def test_files_that_cannot_be_read(here, inspect, name, code):
     (here / "broken.mp4").write_bytes(b"not a video")

@@ -64,6 +64,8 @@ def test_a_cache_in_an_object_store_is_taken_as_it_is_named(cache, monkeypatch):
         (["--shapes", "5x32x32,16x64x64"], "num_frames=16: this model needs 4k+1"),
         (["--shapes", "5x32x32", "--batch", "0"], "--batch 0"),
         (["--shapes", "5x32x32", "--tokens", "many"], "--tokens many"),
+        (["--shapes", "5x32x32", "--tokens", "16,3x2"], "--tokens 16,3x2: give whole numbers"),
+        (["--shapes", "5x32x32", "--tokens", "16,0"], "--tokens 16,0: give whole numbers"),
     ],
 )
 def test_bad_shapes_are_found_before_anything_is_compiled(tiny, tmp_path, monkeypatch, capsys, argv, message):

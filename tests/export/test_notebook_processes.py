@@ -36,6 +36,15 @@ def test_memory_is_not_taken_ahead(cells):
     assert said and "shell(" not in before and "jax" not in before
 
 
+@pytest.mark.parametrize("device, wanted", [("CPU", "cpu"), ("T4", "gpu"), ("TPU", "tpu")])
+def test_doctor_looks_for_what_was_chosen(cells, device, wanted):
+    """A GPU that the notebook is not to use, and that JAX does not see, is no reason to stop."""
+    (cell,) = (cell for cell in cells if "dit-video doctor" in cell)
+    said = []
+    exec(cell, {"DEVICE": device, "shell": said.append})
+    assert said == [f"dit-video doctor --device {wanted}"]
+
+
 def test_a_checkout_is_no_installation(cells, monkeypatch):
     """What lies in the folder can be imported, and its dependencies may be missing."""
     (cell,) = (cell for cell in cells if "def installed" in cell)

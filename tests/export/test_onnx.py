@@ -2,9 +2,12 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import types
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +87,76 @@ def test_the_folder(order, tmp_path, monkeypatch):
     text = (out / "run.py").read_text()
     compile(text, "run.py", "exec")
     assert "import onnxruntime" in text and "import jax" not in text and "dit_video import" not in text
+
+
+@pytest.fixture
+def opened(order, tmp_path, monkeypatch):
+    """An export of another shape than the model's own, of which each file but the last is whole; and its run.py, with
+    an ONNX Runtime that opens what is no more than b"whole"."""
+
+    def converted(python, job):
+        files = {"text_encoder": "text_encoder", "denoiser": "denoiser_9x32x32", "solver": "solver_9x32x32",
+                 "vae_decoder": "vae_decoder_9x32x32"}  # fmt: skip
+        for file in files.values():
+            (Path(json.loads(job.read_text())["out"]) / f"{file}.onnx").write_bytes(b"whole")
+        (Path(json.loads(job.read_text())["out"]) / "denoiser_9x32x32.onnx.data").write_bytes(b"weights")
+        return {name: [{"file": f"programs/{file}.onnx", "shape": [9, 32, 32] if "x" in file[8:] else None}]
+                for name, file in files.items()}  # fmt: skip
+
+    class Session:
+        def __init__(self, file, *_):
+            beside = Path(file + ".data")
+            if Path(file).read_bytes() != b"whole" or ("denoiser" in file and not beside.is_file()):
+                raise RuntimeError("INVALID_PROTOBUF")
+
+    runtime = types.SimpleNamespace(
+        SessionOptions=types.SimpleNamespace, get_available_providers=list, InferenceSession=Session, __version__="1.2"
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(onnx, "converter", lambda python: python)
+    monkeypatch.setattr(onnx, "converted", converted)
+    out = onnx.export_onnx(replace(order, shapes=((9, 32, 32), (9, 48, 32))), tmp_path / "out", "python")
+    return out, runpy.run_path(str(out / "run.py"))
+
+
+def test_the_shape_is_one_that_was_exported(opened):
+    """Where the model's own is not among them: left out, the first one is made."""
+    out, run = opened
+    about = json.loads((out / "manifest.json").read_text())
+    assert [about["defaults"][name] for name in ("num_frames", "height", "width")] == [9, 32, 32]
+    args = run["arguments"](["--prompt", "a"], about)
+    assert run["Programs"](about, (args.num_frames, args.height, args.width)).sessions
+    assert "left out, 9 frames of 32x32" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "name, text, code, said",
+    [
+        ("manifest.json", None, 3, "manifest.json is missing"),
+        ("manifest.json", b"{", 2, "manifest.json is damaged"),
+        ("manifest.json", b'{"sha256": {}}', 2, "manifest.json is not that of an export to onnx"),
+        ("programs/solver_9x32x32.onnx", None, 3, "programs/solver_9x32x32.onnx is missing"),
+        ("programs/solver_9x32x32.onnx", b"cut", 2, "programs/solver_9x32x32.onnx is damaged"),
+        ("programs/denoiser_9x32x32.onnx.data", None, 3, "programs/denoiser_9x32x32.onnx.data is missing"),
+    ],
+)
+def test_run_py_says_which_file_is_not_as_it_was(opened, capsys, tmp_path, name, text, code, said):
+    out, run = opened
+    (out / name).unlink() if text is None else (out / name).write_bytes(text)
+    assert run["main"](["--prompt", "a", "--output", str(tmp_path / "a.npy")]) == code
+    err = capsys.readouterr().err
+    assert said in err and "Copy the export again, or make it anew: dit-video export NEW_FOLDER --to onnx" in err
+
+
+def test_run_py_blames_no_whole_file(opened, capsys, tmp_path, monkeypatch):
+    """What an older ONNX Runtime does not know."""
+
+    def old(*_):
+        raise RuntimeError("opset 20 is under development\nmore")
+
+    monkeypatch.setattr(sys.modules["onnxruntime"], "InferenceSession", old)
+    assert opened[1]["main"](["--prompt", "a", "--output", str(tmp_path / "a.npy")]) == 2
+    assert "onnxruntime 1.2 does not open it: opset 20 is under development Install" in capsys.readouterr().err
 
 
 def test_no_room_before_the_conversion(order, tmp_path, monkeypatch):
