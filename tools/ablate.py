@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def measured(rows: Rows, args: Any, budget: float, axis: str, name: str, fields: trial.Fields, data: str) -> None:
     """Trains one, and adds its row; of the recipe also what other ways to sample from it give."""
-    from dit_video.weights.checkpoints import load_run
+    from dit_video.weights.runs import load_run
 
     init = None if axis == "size" else args.init
     steps = max(1, round(budget / trial.flops_a_step(args.experiment, data, fields, init)))

@@ -14,8 +14,8 @@ import numpy as np
 
 
 def main() -> None:
-    from dit_video.weights.checkpoints import open_base
     from dit_video.weights.folder import read, save_model
+    from dit_video.weights.runs import open_base
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs=2, metavar="MODEL", help="a model folder, a run (RUN@EMA), or board")

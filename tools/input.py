@@ -26,9 +26,9 @@ from dit_video.data.shards import HELD_OUT, TRAIN, Posterior
 from dit_video.data.store import Store
 from dit_video.data.video import write_video
 from dit_video.data.workers import run
-from dit_video.train.loop import Ahead
-from dit_video.weights.checkpoints import Run, load_vae
+from dit_video.train.ahead import Ahead
 from dit_video.weights.encoder import encoder_digest
+from dit_video.weights.runs import Run, load_vae
 
 H200_TFLOPS = 989 * 0.42  # dense bf16 of the data sheet, and the part of it that training is meant to reach
 # (words, bucket, clips in the shards, a host's clips a step, seconds of a step)

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def measured(run: Path, args: Any, fields: trial.Fields, steps: int, judge: bool) -> list[Any]:
     """Trains on to so many steps: parameters, steps, loss, scores."""
-    from dit_video.weights.checkpoints import load_run
+    from dit_video.weights.runs import load_run
 
     trial.train(run, args.experiment, args.data, fields | LASTING, steps)
     model = load_run(run, step=steps)

@@ -66,7 +66,7 @@ def flops_a_step(name: str, data: str, fields: Fields, init: str | None) -> floa
     from dit_video.core.config import load_experiment, override
     from dit_video.data.latents import Latents
     from dit_video.train.step import initial_params, model_flops
-    from dit_video.weights.checkpoints import Run
+    from dit_video.weights.runs import Run
 
     changed = replace(load_experiment(name), data=Latents(data), init=init, vae=manifest(data)["vae"]["name"])
     experiment = override(changed, fields)
@@ -89,7 +89,7 @@ def flops_a_step(name: str, data: str, fields: Fields, init: str | None) -> floa
 
 def train(run: Path, name: str, data: str, fields: Fields, steps: int, init: str | None = None) -> None:
     """Trains to so many steps, from where it was. SystemExit where the run is that of another training."""
-    from dit_video.weights.checkpoints import Run
+    from dit_video.weights.runs import Run
 
     told = {"experiment": name, "data": str(data), "init": init, **fields}
     note = run / "trial.json"

@@ -84,7 +84,7 @@ def growth(model: Any, kind: str, values: tuple[str, ...], count: int) -> dict[s
 
 def main() -> None:
     from dit_video.data.toyworld.scene import COLOURS, MOTIONS, SHAPES
-    from dit_video.weights.checkpoints import open_base
+    from dit_video.weights.runs import open_base
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a model folder or a run (default: the model on board)")

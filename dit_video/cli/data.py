@@ -8,6 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+DRAWN = {  # fields of toyworld that `build` takes as flags
+    "seed": "of toyworld",
+    "plain": "share of toyworld's scenes that a plain prompt asks for",
+    "two": "share of two objects among its other scenes",
+    "often": "its shapes and motions that are drawn so many times as often: star=1.5,spins=2",
+}
 _BATCH_PIXELS = 2**23  # rendered at once: 100 MB of float32
 _NOTE = """\
 writes OUT/000000.mp4, OUT/000000.txt (the caption) and OUT/000000.json (the scene), and so on; clip i depends on the
@@ -20,7 +26,8 @@ _BUILD_NOTE = """\
 SRC is an experiment (a name that the package carries, or a file: its data and its buckets), or a folder of clips with
 captions, here or in an object store (gs://, s3://). Videos are split into scenes and these into clips of the buckets.
 OUT gets ArrayRecord shards, manifest.json and a JSON file of what each shard holds. Interrupted, the same line goes on;
-with new files in SRC, or a larger --count, it adds to what is there. Files that cannot be read are named and left out.
+with new files in SRC, or a larger --count, it adds to what is there. Files that cannot be read are named and left out;
+with --retry_broken they are tried again.
 
 examples:
   dit-video data build toyworld latents --count 20000
@@ -71,7 +78,8 @@ def _add_build(kinds: "argparse._SubParsersAction") -> None:
     build.add_argument("--model", metavar="M", help="whose VAE encodes (default: that on board)")
     build.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto")
     build.add_argument("--count", type=int, help="clips of toyworld")
-    build.add_argument("--seed", type=int, help="of toyworld (default: as the experiment says)")
+    for name, what in DRAWN.items():
+        build.add_argument(f"--{name}", metavar="X", help=f"{what} (default: as the experiment says)")
     build.add_argument("--buckets", metavar="FxHxW,...", help="frames, height, width (default: the experiment's)")
     build.add_argument(
         "--held_out", type=float, default=0.05, help="share kept for the held-out loss (default %(default)s)"
@@ -86,6 +94,10 @@ def _add_build(kinds: "argparse._SubParsersAction") -> None:
     files.add_argument(
         "--workers", type=int, default=1, help="processes that read files; 0: none (default %(default)s)"
     )
+    files.add_argument(
+        "--retry_broken", action="store_true",
+        help="make the shards anew that left out files which could not be read: they were mended, or are within reach",
+    )  # fmt: skip
     files.add_argument("--fps", type=float, help="frames a second of the clips (default: as the experiment says)")
     files.add_argument(
         "--scene", type=float, default=24.0,
@@ -155,7 +167,7 @@ def _build(args: argparse.Namespace) -> int:
     builder = Builder(Store(args.out), material, buckets, encode, vae, options)
     progress = Progress(show=not args.quiet)
     with progress.phase("build", steps=sum(map(len, material.items.values()))) as tick:
-        manifest = builder.run(tick)
+        manifest = builder.run(tick, args.retry_broken)
     _tell(args, manifest, progress.seconds["build"])
     return 0
 
@@ -165,7 +177,7 @@ def _material(args: argparse.Namespace, cutting: Any) -> tuple[Any, Any]:
     the rules."""
     from dataclasses import replace
 
-    from dit_video.core.config import load_experiment, packaged_experiments
+    from dit_video.core.config import load_experiment, override, packaged_experiments
     from dit_video.core.errors import BadInput
     from dit_video.data.buckets import parse_buckets
     from dit_video.data.build import folder, toyworld
@@ -185,14 +197,15 @@ def _material(args: argparse.Namespace, cutting: Any) -> tuple[Any, Any]:
     if isinstance(source, Toyworld):
         if not args.count or args.count < 1:
             raise BadInput(f"{args.src} is endless: give --count, the number of clips")
-        source = source if args.seed is None else replace(source, seed=args.seed)
+        given = {name: value for name in DRAWN if (value := getattr(args, name)) is not None}
+        source = override(source, given)
         return buckets, toyworld(source, buckets, args.count, args.held_out)
     if not isinstance(source, Folder):
         raise BadInput(
             f"{args.src}: its data are {type(source).__name__}; toyworld and folders of clips can be encoded"
         )
-    if args.count is not None or args.seed is not None:
-        raise BadInput(f"--count and --seed are for toyworld; {args.src} has the clips that it has")
+    if given := [f"--{name}" for name in ("count", *DRAWN) if getattr(args, name) is not None]:
+        raise BadInput(f"{', '.join(given)}: for toyworld; {args.src} has the clips that it has")
     source = replace(source, held_out=args.held_out, fps=source.fps if args.fps is None else args.fps)
     return buckets, folder(source, buckets, cutting, args.workers)
 
@@ -205,9 +218,9 @@ def _encoder(model: str | None, reader: Any) -> tuple[dict[str, Any], Any]:
 
     from dit_video.data.shards import Posterior
     from dit_video.train.denoise import encode_clips
-    from dit_video.weights.checkpoints import load_vae
     from dit_video.weights.encoder import encoder_digest
     from dit_video.weights.model import abstract
+    from dit_video.weights.runs import load_vae
 
     config, weights = load_vae(model)
     graph, params = nnx.split(abstract(config.on(jax.devices()[0].platform)))[0], jax.device_put(weights)

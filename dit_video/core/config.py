@@ -91,7 +91,9 @@ def _parse(kind: Any, text: str, where: str) -> Any:
         inner = [args[0]] * len(parts) if len(args) == 2 and args[1] is Ellipsis else list(args)
         if len(inner) != len(parts):
             raise BadInput(f"{where}={text}: wants {len(inner)} values, separated by commas")
-        return tuple(_parse(k, p.strip(), where) for k, p in zip(inner, parts, strict=True))
+        # What is a pair inside is written as one: circles=4,spins=2
+        pairs = [p.replace("=", ",") if typing.get_origin(k) is tuple else p for k, p in zip(inner, parts, strict=True)]
+        return tuple(_parse(k, p.strip(), where) for k, p in zip(inner, pairs, strict=True))
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise BadInput(f"{where}={text}: wants true or false")

@@ -2,7 +2,8 @@
 
 The items of the source (files, or numbers of drawn clips) are dealt to shards before the first is read, in an order
 that is written down. A shard is whole when its JSON stands; a build that was interrupted makes the others, and one that
-finds new items appends shards for them. A file that cannot be read is named with its reason, and the build goes on.
+finds new items appends shards for them. A file that cannot be read is named with its reason, and the build goes on;
+its shard is made anew only when that is asked for.
 """
 
 import hashlib
@@ -155,14 +156,15 @@ class Builder:
             "options": to_dict(options),
         }
 
-    def run(self, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Makes what is missing; `tick` is called after every item. Returns the manifest. Raises `BadInput` when the
-        folder holds a build with other options, and when no clip at all could be made."""
+    def run(self, tick: Callable[[], None] = lambda: None, retry_broken: bool = False) -> dict[str, Any]:
+        """Makes what is missing, and with `retry_broken` the shards that left out an item that could not be read;
+        `tick` is called after every item. Returns the manifest. Raises `BadInput` when the folder holds a build with
+        other options, and when no clip at all could be made."""
         self.out.make()
         shards = self.plan()
         missing = []
         for shard in shards:
-            if self.whole(shard):
+            if self.whole(shard, retry_broken):
                 for _ in shard.items:
                     tick()
             else:
@@ -170,7 +172,13 @@ class Builder:
         if len(missing) < len(shards):
             log.info("%s: %d of %d shards are there", self.out, len(shards) - len(missing), len(shards))
         self.fill(missing, tick)
-        return self.finish(shards)
+        manifest = self.finish(shards)
+        if broken := manifest["broken"]:
+            log.warning(
+                "%s: %d of the files are left out (%s ...): `broken` in %s says why of each. Mended, or within reach "
+                "again, they are read with --retry_broken", self.out, len(broken), next(iter(broken)), MANIFEST,
+            )  # fmt: skip
+        return manifest
 
     def plan(self) -> list[_Shard]:
         """Which item goes where: as an earlier run wrote it down, and new shards for items that it did not know."""
@@ -197,12 +205,16 @@ class Builder:
             write_json(self.out, PLAN, self.head | {"shards": dealt})
         return [_Shard(s["name"], s["items"], len(s["items"])) for s in dealt]
 
-    def whole(self, shard: _Shard) -> bool:
-        """Whether a shard stands as it was written (by its SHA-256; in an object store by its size)."""
+    def whole(self, shard: _Shard, retry_broken: bool = False) -> bool:
+        """Whether a shard stands as it was written (by its SHA-256; in an object store by its size), and, with
+        `retry_broken`, has all its items."""
         if self.out.size(f"{shard.name}.json") is None:
             return False
         try:
             about = read_json(self.out, f"{shard.name}.json")
+            if retry_broken and about["broken"]:
+                log.info("%s/%s is made anew: it left out %s", self.out, shard.name, ", ".join(about["broken"]))
+                return False
             if about["file"] is None:
                 return True
             if self.out.size(about["file"]) == about["bytes"]:

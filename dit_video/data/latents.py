@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dit_video.core.errors import BadInput
-from dit_video.core.files import cache_folder, sha256
+from dit_video.core.files import beside, cache_folder
 from dit_video.core.log import log
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket
@@ -169,19 +169,22 @@ class LatentReader:
             return self.open[number]
 
     def _here(self, shard: dict[str, Any]) -> Path:
-        """The shard's file here; of an object store a copy, checked once, under the name of its content."""
+        """The shard's file here; of an object store a copy, checked once, under the name of its content. Raises as
+        `Store.copy`."""
         if self.store.here:
             return Path(self.store.path(shard["file"]))
         root = Path(self.source.cache) if self.source.cache else cache_folder("shards")
         copy = root / f"{shard['sha256']}.arrayrecord"
         if not copy.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            partial = copy.with_suffix(f".{os.getpid()}.partial")
-            self.store.copy(shard["file"], partial)
-            if sha256(partial) != shard["sha256"]:
-                partial.unlink()
-                raise BadInput(f"{self.store}/{shard['file']} is damaged (SHA-256): run `dit-video data build` again")
-            os.replace(partial, copy)
+            partial = beside(copy)
+            try:
+                self.store.copy(shard["file"], partial, shard["sha256"])
+                os.replace(partial, copy)
+            except BadInput as error:
+                raise BadInput(f"{error}. Run `dit-video data build` again: it is made anew") from None
+            finally:
+                partial.unlink(missing_ok=True)
         return copy
 
     def frames(self, arrays: Any, bucket: int) -> Video:

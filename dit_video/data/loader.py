@@ -83,9 +83,12 @@ class Toyworld:
     often: tuple[tuple[str, float], ...] = ()  # shapes and motions that training is shown so many times as often
 
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> "ToyworldReader":
-        """Raises `BadInput` for a word that is no shape and no motion."""
+        """Raises `BadInput` for a word that is no shape and no motion, and for shares that are none."""
         from dit_video.data.toyworld.splits import check_often
 
+        for name in ("plain", "two"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"{name}={getattr(self, name)} is a share. Use a number from 0 to 1.")
         check_often(dict(self.often))
         return ToyworldReader(self, tuple(buckets), held_out)
 

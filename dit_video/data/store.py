@@ -3,15 +3,25 @@
 A file appears whole or not at all: here by renaming, in an object store because a put is one piece.
 """
 
+import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.files import sha256
+from dit_video.core.log import log
+
+PAUSES = (1.0, 5.0, 30.0)  # seconds before a file is asked for again
+INDEX = "model_index.json"  # makes a folder a model
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What stores call a version of a file, the surest first.
+VERSIONS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -54,6 +64,11 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def version(self, name: str) -> str:
+        """What the store says of a file's version, another once it was replaced; "" where it says nothing."""
+        about = self.fs.info(self.path(name))
+        return next((f"{key} {about[key]}" for key in VERSIONS if about.get(key)), "")
+
     def names(self) -> list[str]:
         """Every file below, sorted, relative to the folder."""
         root = self.root.strip("/")
@@ -93,16 +108,19 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)
 
     def send(self, folder: Path, last: str) -> None:
-        """Puts every file of a folder here, that named `last` after all others: where it stands, all do. Files of the
-        same folder here that are not in that one go before it. Raises `BadInput` for what the driver reports."""
+        """Puts every file of a folder here, that named `last` after all others: where it stands, all do. The index of a
+        model goes first and comes just before it: what is sent in part, over another, is no model. Old files that are
+        not in that folder go before both. Raises `BadInput` for what the driver reports."""
         found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        heads = [name for name in (INDEX, last) if name in found]
         try:
             old = self.names()
-            if last in old:
-                self.fs.rm_file(self.path(last))
-            for name in sorted(found, key=lambda name: name == last):
-                if name == last:
-                    for gone in set(old) - set(found):
+            for head in (INDEX, last):
+                if head in old:
+                    self.fs.rm_file(self.path(head))
+            for name in [*sorted(set(found) - set(heads)), *heads]:
+                if name == heads[0]:
+                    for gone in set(old) - set(found) - {INDEX, last}:
                         self.fs.rm_file(self.path(gone))
                 with self.writing(name) as file:
                     shutil.copyfile(folder / name, file)
@@ -149,9 +167,36 @@ class Store:
             self.copy(name, copy)
             yield copy
 
-    def copy(self, name: str, to: Path) -> None:
-        """Fetches a file. Raises `MissingError`."""
-        try:
-            self.fs.get_file(self.path(name), str(to))
-        except FileNotFoundError:
-            raise MissingError(f"{self.address}/{name}: no such file") from None
+    def copy(self, name: str, to: Path, digest: str | None = None) -> None:
+        """Fetches a file; after each of PAUSES again, where the store does not give it or what came is not the whole.
+        `digest`: the SHA-256 that it must have.
+
+        Raises `MissingError` when there is no such file, `BadInput` for one whose size or SHA-256 stays wrong, and
+        `OSError` when the store does not give it, or there is no room here.
+        """
+        for pause in (*(() if self.here else PAUSES), None):
+            try:
+                self.fs.get_file(self.path(name), str(to))
+                wrong = self._wrong(name, to, digest)
+                if not wrong:
+                    return
+                failure: Exception = BadInput(f"{self.address}/{name} is damaged: {wrong}")
+            except FileNotFoundError:
+                raise MissingError(f"{self.address}/{name}: no such file") from None
+            except Exception as error:  # drivers have kinds of their own, and those of what they stand on
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
+                failure = OSError(f"{self.address}/{name} cannot be fetched: {error or type(error).__name__}")
+                failure.__cause__ = error
+            if pause is None:
+                raise failure
+            log.warning("%s. Trying again in %g s", failure, pause)
+            time.sleep(pause)
+            self.fs.invalidate_cache()  # of sizes, too
+
+    def _wrong(self, name: str, copy: Path, digest: str | None) -> str:
+        """What is wrong with a copy; "" for nothing."""
+        if digest is not None:
+            return "" if sha256(copy) == digest else "its SHA-256 is another"
+        there, came = self.fs.info(self.path(name)).get("size"), copy.stat().st_size
+        return "" if there in (None, came) else f"{came} bytes came of {there}"

@@ -111,8 +111,8 @@ class VideoPipeline:
 
         Raises MissingError for a model that is not there and BadInput for one that does not fit together.
         """
-        from dit_video.weights.checkpoints import open_base
         from dit_video.weights.lora import merge_files
+        from dit_video.weights.runs import open_base
 
         began = time.perf_counter()
         mesh = as_mesh(mesh)

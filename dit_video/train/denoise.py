@@ -30,10 +30,10 @@ from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
 from dit_video.train.experiment import Experiment
 from dit_video.train.given import encode_frames, look_at
-from dit_video.weights.checkpoints import Run, load_tokenizer, load_vae
 from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import Defaults, Model, scheduler
+from dit_video.weights.runs import Run, load_tokenizer, load_vae
 
 LEAST = 0.05  # of `RectifiedFlow.least` where data is put out, or errors at time zero would weigh without bound
 

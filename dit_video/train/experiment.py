@@ -32,7 +32,7 @@ class Objective(Protocol):
 
     def resolve(self, experiment: "Experiment", run: Any) -> tuple["Objective", Any]:
         """Fills in what the settings leave open, and loads or makes what the run stands on but does not learn
-        (its frozen VAE, its tokenizer). `run` is a `weights.checkpoints.Run`. Returns the objective and the base."""
+        (its frozen VAE, its tokenizer). `run` is a `weights.runs.Run`. Returns the objective and the base."""
         ...
 
     def modules(self, rules: Rules, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
@@ -65,7 +65,7 @@ class Objective(Protocol):
 
     def finish(self, params: dict[str, Any], experiment: "Experiment", base: Any, run: Any) -> None:
         """After the last step, with the longest average: what a run leaves besides its checkpoints (a VAE measures the
-        mean and std of its latents and writes `vae/` with `weights.checkpoints.save_vae`)."""
+        mean and std of its latents and writes `vae/` with `weights.runs.save_vae`)."""
         ...
 
 

@@ -1,7 +1,5 @@
 """The loop around the step: resume, read ahead, report, measure, save, stop in good order."""
 
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +12,14 @@ import jax
 import numpy as np
 
 from dit_video.core.config import diff, from_dict, to_dict
-from dit_video.core.errors import BadInput, DitVideoError, NonFinite, Partial
+from dit_video.core.errors import BadInput, DitVideoError, MissingError, NonFinite, Partial
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
-from dit_video.train.experiment import Experiment, Stream
+from dit_video.train.ahead import Ahead, Left
+from dit_video.train.experiment import Experiment
 from dit_video.train.guards import Guard
 from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, mean, rows_of
-from dit_video.train.processes import Stop, in_turn, whole
+from dit_video.train.processes import Stop, anywhere, in_turn, whole
 from dit_video.train.step import (
     Trained,
     TrainState,
@@ -34,7 +33,8 @@ from dit_video.train.step import (
     trained,
 )
 from dit_video.train.watch import Clock, Profile, Watchdog
-from dit_video.weights.checkpoints import Checkpoints, Run, flatten
+from dit_video.weights.checkpoints import Checkpoints, flatten
+from dit_video.weights.runs import Run
 from dit_video.weights.sums import fingerprint
 
 Sample = Callable[[Any, Experiment, Path, int], None]  # (model, experiment, folder, step) writes samples
@@ -53,9 +53,11 @@ def train(
     resume: "auto", "never" (an earlier run in the folder is put aside) or the number of a step. profile: the first and
     the last step of a profiler's trace. Returns
     `{"steps", "loss", "held_out", "seconds", "clips_per_second", "gflops", "parameters", "fingerprint"}`; the last is
-    the same for bit-identical parameters. Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a
-    checkpoint saved; `NonFinite` when the loss stays NaN though the run went back to checkpoints; `BadInput` when the
-    checkpoint has other shapes; `Partial` when the last checkpoint could not be saved.
+    the same for bit-identical parameters, `held_out` None where those clips cannot be read.
+
+    Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a checkpoint saved; `NonFinite` when the
+    loss stays NaN though the run went back to checkpoints; `BadInput` when the checkpoint has other shapes; `Partial`
+    when the last checkpoint could not be saved, or the data cannot be reached.
     """
     run = Run(workdir)
     if resume not in ("auto", "never") and not resume.isdecimal():
@@ -77,53 +79,6 @@ def train(
         return trainer.run_to_the_end()
     finally:
         trainer.close()
-
-
-class Left(Exception):
-    """Nobody waits for the batch any more."""
-
-
-class Ahead:
-    """Takes batches from a stream in a thread, places them on the mesh, and remembers the stream's state after each."""
-
-    def __init__(self, stream: Stream, put: Callable[[Any], Any], depth: int = 2):
-        self.stream, self.put = stream, put
-        self.queue: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue(depth)
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._work, name="batches", daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        try:
-            while not self.stopped.is_set():
-                batch = self.put(next(self.stream))
-                self._give((batch, self.stream.state(), None))
-        except BaseException as error:
-            self._give((None, None, error))
-
-    def _give(self, item: tuple[Any, Any, BaseException | None]) -> None:
-        while not self.stopped.is_set():
-            try:
-                return self.queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def next(self, stop: Callable[[], bool] = lambda: False) -> tuple[Any, Any] | None:
-        """A batch, and the state to store when it has been used. None: `stop` came true first."""
-        while True:
-            try:
-                batch, state, error = self.queue.get(timeout=0.2)
-                break
-            except queue.Empty:
-                if stop():
-                    return None
-        if error is not None:
-            raise error
-        return batch, state
-
-    def close(self) -> None:
-        self.stopped.set()
-        self.thread.join(timeout=60)
 
 
 class Trainer:
@@ -149,7 +104,7 @@ class Trainer:
         self.ahead: Ahead | None = None
         self.stream = self.objective.stream(experiment, self.base, held_out=False, beat=self._beat)
         self.key = jax.random.key(experiment.seed)
-        self.held_out: list[Any] = []
+        self.held_out: list[Any] | None = None  # not read yet
         self.flops: dict[Any, float] = {}
         self.first = jax.process_index() == 0
 
@@ -313,8 +268,8 @@ class Trainer:
                         last |= row
                         bar.show(told, last)
                     start = time.perf_counter()
-                    if self.step % e.eval_every == 0 or self.step == e.steps:
-                        measured = self.measure()
+                    due = self.step % e.eval_every == 0 or self.step == e.steps
+                    if due and (measured := self.measure()):
                         last |= measured
                         metrics_log.write(self.step, measured)
                     if self.step % e.checkpoint_every == 0:
@@ -378,10 +333,11 @@ class Trainer:
         self.checkpoints.forget_after(self.step)
 
     def measure(self) -> dict[str, float]:
-        """Held-out loss of each average, always on the same clips with the same noise."""
+        """Held-out loss of each average, always on the same clips with the same noise; {} where they cannot be read."""
+        if self.held_out is None:
+            self.held_out = [place(batch, self.mesh, self.rules) for batch in self._held_out()]
         if not self.held_out:
-            stream = self.objective.stream(self.experiment, self.base, held_out=True, beat=self._beat)
-            self.held_out = [place(next(stream), self.mesh, self.rules) for _ in range(self.experiment.eval_batches)]
+            return {}
         values = {}
         keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(len(self.held_out))]
         for decay, params in zip(self.experiment.ema, self.state.ema, strict=True):
@@ -390,6 +346,23 @@ class Trainer:
                 losses = [self.measure_fn(params, b, k) for b, k in zip(self.held_out, keys, strict=True)]
                 values[f"held_out/{decay:g}"] = float(np.mean(jax.device_get(losses)))
         return {"held_out": values[f"held_out/{max(self.experiment.ema):g}"], **values}
+
+    def _held_out(self) -> list[Any]:
+        """Batches of the part that training never sees; none, with a warning, where they cannot be read: what a run
+        learns does not depend on them."""
+        batches, why = [], ""
+        try:
+            stream = self.objective.stream(self.experiment, self.base, held_out=True, beat=self._beat)
+            batches = [next(stream) for _ in range(self.experiment.eval_batches)]
+        except (BadInput, MissingError, OSError) as error:
+            why = str(error)
+        if not anywhere(bool(why)):
+            return batches
+        log.warning(
+            "there will be no held-out loss, because its clips cannot be read: %s. The run goes on; mend them, and it "
+            "is measured again from the next start on", why or "those of another process",
+        )  # fmt: skip
+        return []
 
     def save(self, wait: bool = False) -> None:
         """A checkpoint of this step: state, place in the data, and the experiment."""
@@ -400,15 +373,21 @@ class Trainer:
 
     @contextmanager
     def saved(self) -> Iterator[None]:
-        """What a run is given can turn out bad after hours (files, held-out clips): what it has learnt is kept."""
+        """What a run is given can turn out bad after hours, or be gone or out of reach: what it has learnt is kept.
+        Raises `Partial` for what may be better at the next start."""
         try:
             yield
-        except BadInput:
+        except (BadInput, MissingError, OSError) as cause:
             if self.step and jax.process_count() == 1:  # others do not come to a save that one of them begins
                 try:
                     self.save(wait=True)
                 except Partial as error:
                     log.error("%s", error)
+            if isinstance(cause, OSError):
+                raise Partial(
+                    f"stopped at step {self.step} of {self.experiment.steps}: {cause}. When that is mended, the same "
+                    f"command goes on from {self.checkpoints}."
+                ) from cause
             raise
 
     def make_samples(self) -> None:

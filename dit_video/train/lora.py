@@ -28,12 +28,12 @@ from dit_video.train.conditions import Batch
 from dit_video.train.denoise import Base, Denoise, LatentStream, check_trainable
 from dit_video.train.experiment import Experiment
 from dit_video.train.given import check_shown
-from dit_video.weights.checkpoints import Run, open_base
 from dit_video.weights.folder import read
 from dit_video.weights.lora import save_lora, tuned
 from dit_video.weights.model import Model, abstract, denoiser, shapes
 from dit_video.weights.names import flatten, unflatten
 from dit_video.weights.place import place
+from dit_video.weights.runs import Run, open_base
 
 
 @dataclass(frozen=True)

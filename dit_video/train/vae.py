@@ -18,7 +18,7 @@ from dit_video.data.loader import Loader, Reader, generator
 from dit_video.data.pool import Beat, unheard
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.experiment import Experiment
-from dit_video.weights.checkpoints import Run, load_vae, save_vae
+from dit_video.weights.runs import Run, load_vae, save_vae
 
 
 def kl(mean: Latent, logvar: Latent) -> Float[Array, ""]:

@@ -12,10 +12,10 @@ from typing import Any
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.files import cache_folder, sha256
 from dit_video.core.log import log
-from dit_video.data.store import Store, is_address
+from dit_video.data.store import INDEX, Store, is_address
 
 ON_BOARD = "board"  # the name of the weights that the package carries
-INDEX, MANIFEST = "model_index.json", "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def manifest(folder: Path) -> dict[str, str]:
@@ -57,30 +57,59 @@ def find_model(name: str | Path | None) -> Path:
 
 
 def _from_store(address: str) -> Path:
-    """The folder's copy in the user's cache, under a name that tells its files, sizes and checksums: what is there
-    already is not fetched again."""
+    """The folder's copy in the user's cache, under a name that tells its files, sizes and checksums (without those, the
+    versions that the store tells): what is there already is not fetched again."""
     store = Store(address)
     names = store.names()
-    if INDEX not in names:
+    is_run = INDEX not in names
+    if is_run:
         names = _of_run(names)
     if not names:
         raise BadInput(f"unknown model {address!r}: there is no {INDEX} (a model) and no experiment.json (a run)")
     state = [(name, store.size(name)) for name in names]
-    sums = store.read(MANIFEST).decode() if MANIFEST in names else ""
+    sums = store.read(MANIFEST).decode() if MANIFEST in names else [store.version(name) for name in names]
     key = hashlib.sha256(json.dumps([address, state, sums]).encode()).hexdigest()[:16]
     folder = cache_folder("models") / key
     if not folder.is_dir():
         log.info("%s: %.2f GB to %s", address, sum(size or 0 for _, size in state) / 1e9, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         store.fetch(folder, names)
+    if is_run and not (note := _origin(folder)).is_file():
+        note.write_text(json.dumps({"address": address}) + "\n")
     return folder
+
+
+def _origin(folder: Path) -> Path:
+    """Where it is written down from which address a run in the cache was fetched."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def fetch_older(folder: Path) -> int | None:
+    """Of a run that was fetched from a store, the newest step before those that are here: fetches it and returns its
+    number. None when there is none, and for a folder that is no such run. Raises as `Store.fetch`."""
+    if folder.parent != cache_folder("models") or not _origin(folder).is_file():
+        return None
+    address = read_json(_origin(folder))["address"].rstrip("/")
+    names = Store(address).names()
+    here = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+    older = [step for step in _steps(names) if step < min(here, default=0)]
+    if not older:
+        return None
+    prefix = f"checkpoints/{max(older)}/"
+    log.warning("%s: no step that is here can be read; fetching step %d, the one before", address, max(older))
+    files = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    Store(f"{address}/{prefix[:-1]}").fetch(folder / prefix[:-1], files)
+    return max(older)
+
+
+def _steps(names: Sequence[str]) -> list[int]:
+    return [int(found[1]) for name in names if (found := re.match(r"checkpoints/(\d+)/", name))]
 
 
 def _of_run(names: Sequence[str]) -> list[str]:
     """What makes a run a model, of its files: none where there is no run. Of its checkpoints, which hold the optimizer
-    too, the newest."""
-    steps = [int(found[1]) for name in names if (found := re.match(r"checkpoints/(\d+)/", name))]
-    kept = ("experiment.json", "vae/", "tokenizer/", f"checkpoints/{max(steps, default=0)}/")
+    too, the newest (`fetch_older` fetches others)."""
+    kept = ("experiment.json", "vae/", "tokenizer/", f"checkpoints/{max(_steps(names), default=0)}/")
     return [name for name in names if name.startswith(kept)] if "experiment.json" in names else []
 
 

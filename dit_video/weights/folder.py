@@ -270,13 +270,9 @@ def load_model(name: str | Path | None = None, *, dtype: Any = np.float32, verif
     dtype: of the matrices; what a model keeps in float32 (see `weight_dtype`) stays there. Host memory is that of the
     arrays and one foreign tensor. Raises as `open_model`; `NonFinite` for NaN in weights.
     """
-    folder = find_model(name)
-    if (folder / "experiment.json").is_file() and not (folder / INDEX).is_file():
-        from dit_video.weights.checkpoints import load_run
+    from dit_video.weights.runs import open_base
 
-        model = load_run(folder)
-        return replace(model, params=read(model.params, dtype))
-    model = open_model(name, verify=verify)
+    model = open_base(name) if verify else open_model(name, verify=False)
     return replace(model, params=read(model.params, dtype))
 
 

@@ -1,5 +1,6 @@
 """`dit-video data build`: what it says and refuses, and that training reads what it made, with the real encoder."""
 
+import argparse
 import dataclasses
 import json
 import signal
@@ -22,9 +23,9 @@ from dit_video.train.denoise import Crop, Denoise
 from dit_video.train.experiment import Experiment
 from dit_video.train.loop import train
 from dit_video.train.optim import Optimizer
-from dit_video.weights.checkpoints import Run
 from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import save_model
+from dit_video.weights.runs import Run
 
 SMALL = ["--buckets", "9x32x32", "--items", "8", "--chunk", "8", "--pictures", "2"]
 BUCKETS = (Bucket(9, 32, 32),)
@@ -122,6 +123,10 @@ def test_a_folder_of_clips(built, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["clips"] == {"train": 3, "held_out": 0} and list(said["broken"]) == ["broken.mp4"]
     assert Latents(f"{tmp_path}/out").open(BUCKETS).total == 3
+    write_video(clips / "broken.mp4", np.full((11, 32, 32, 3), 200, np.uint8), 8)
+    assert main([*line, "--held_out", "0", *SMALL, "--json", "--quiet", "--retry_broken"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["clips"] == {"train": 4, "held_out": 0} and not said["broken"]
     assert main([*line, "--held_out", "0", *SMALL, "--fps", "4"]) == 2
     assert "was begun with another source" in capsys.readouterr().err
 
@@ -134,6 +139,10 @@ def test_a_folder_of_clips(built, tmp_path, capsys):
         (["toyworld", "--count", "4", "--buckets", "8x32x32"], "4k+1"),
         (["toyworld", "--count", "4", "--held_out", "1"], "held_out=1"),
         (["toyworld", "--count", "4", "--chunk", "0"], "chunk=0"),
+        (["toyworld", "--count", "4", "--plain", "2"], "plain=2.0 is a share"),
+        (["toyworld", "--count", "4", "--often", "blob=2"], "often: blob=2.0: give a shape or a motion"),
+        (["toyworld", "--count", "4", "--often", "star"], "often=star: wants 2 values"),
+        (["nowhere", "--often", "star=2"], "--often: for toyworld; nowhere has"),
         (["nowhere"], "no such folder"),
         (["nowhere.py"], "no experiment"),
         (["nowhere://clips"], "Give a path"),
@@ -144,6 +153,21 @@ def test_bad_input(tmp_path, capsys, line, why):
     assert main(["data", "build", line[0], str(tmp_path / "out"), *line[1:]]) in (2, 3)
     assert why in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_drawn_more_often(tmp_path, monkeypatch):
+    """Fields of toyworld as flags: how the weights on board were taught what they learnt last."""
+    from dit_video.cli import data
+
+    seen = []
+    monkeypatch.setattr("dit_video.data.build.toyworld", lambda source, *rest: seen.append(source))
+    line = ["build", "toyworld", str(tmp_path), "--count", "4", "--seed", "7", "--plain", "0.9"]
+    parser = argparse.ArgumentParser()
+    data.add_parser(parser.add_subparsers(dest="verb"))
+    data._material(parser.parse_args(["data", *line, "--often", "star=1.5,spins=2"]), None)
+    (source,) = seen
+    assert (source.seed, source.plain, source.two) == (7, 0.9, 0.2)
+    assert source.often == (("star", 1.5), ("spins", 2.0))
 
 
 def test_data_of_other_buckets_are_refused_by_train(built, tmp_path, capsys):

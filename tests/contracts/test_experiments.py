@@ -16,9 +16,9 @@ from dit_video.train.conditions import Batch
 from dit_video.train.lora import FineTune
 from dit_video.train.step import TrainState, loss_of, make_step, trained
 from dit_video.train.vae import Reconstruct
-from dit_video.weights.checkpoints import load_vae
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import abstract
+from dit_video.weights.runs import load_vae
 
 NAMES = sorted(config.packaged_experiments())
 

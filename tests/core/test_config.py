@@ -25,6 +25,7 @@ class Outer:
     more: Inner | None = Inner()
     later: Inner | None = None
     axes: str | tuple[str, ...] | None = "data"
+    pairs: tuple[tuple[str, float], ...] = ()
 
 
 def test_override_parses_by_annotation():
@@ -36,6 +37,7 @@ def test_override_parses_by_annotation():
     assert config.override(out, {"more": "none"}).more is None
     assert config.override(out, {"axes": "fsdp"}).axes == "fsdp"
     assert config.override(out, {"axes": "data,fsdp"}).axes == ("data", "fsdp")
+    assert config.override(out, {"pairs": "star=1.5, spins=2"}).pairs == (("star", 1.5), ("spins", 2.0))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,8 @@ def test_override_parses_by_annotation():
         ({"inner": "none"}, "group of fields"),
         ({"more": "3"}, "group of fields"),
         ({"flag": "maybe"}, "true or false"),
+        ({"pairs": "star"}, "wants 2 values"),
+        ({"pairs": "star=much"}, "a number"),
         ({"later.depth": "3"}, "later.depth: later is none here"),
     ],
 )

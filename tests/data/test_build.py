@@ -154,6 +154,20 @@ def test_new_files_are_added_and_what_is_there_stays(films, tmp_path):
     assert second["clips"]["train"] == first["clips"]["train"] + 1
 
 
+def test_files_that_were_broken_are_tried_again_when_that_is_asked_for(films, tmp_path, caplog):
+    first = builder(tmp_path / "out", films).run()
+    assert "2 of the files are left out" in caplog.text and "are read with --retry_broken" in caplog.text
+    kept = {s["file"] for s in first["parts"]["train"]}
+    shutil.copy(films / "0.mp4", films / "zero.mp4")
+    assert builder(tmp_path / "out", films, Fake(0)).run()["broken"] == first["broken"], "not by itself"
+    second = builder(tmp_path / "out", films).run(retry_broken=True)
+    assert list(second["broken"]) == ["noise.mp4"] and second["clips"]["train"] == first["clips"]["train"] + 1
+    assert [r.caption for r in records(tmp_path / "out", second)].count("unreadable") == 1
+    assert kept <= {s["file"] for s in second["parts"]["train"]}
+    builder(tmp_path / "fresh", films).run()
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
 @pytest.mark.parametrize("change", ["vae", "options", "buckets"])
 def test_other_options_are_refused(films, tmp_path, change):
     builder(tmp_path / "out", films).run()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_a_missing_or_short_shard_is_found_before_the_first_step(built, how):
         Latents(str(built)).open(BUCKETS)
 
 
-def test_shards_of_an_object_store_are_copied_once_and_checked(built, tmp_path):
+def test_shards_of_an_object_store_are_copied_once_and_checked(built, tmp_path, monkeypatch):
     there = Store(f"memory://{tmp_path.name}/latents")
     for file in built.iterdir():
         there.write(file.name, file.read_bytes())
@@ -241,8 +242,28 @@ def test_shards_of_an_object_store_are_copied_once_and_checked(built, tmp_path):
     for name in ("train-00000.arrayrecord", "train-00001.arrayrecord"):
         there.write(name, b"x" * there.size(name))
     same(take(stream(str(there), cache=str(cache)), 8), take(stream(built), 8))
-    with pytest.raises(BadInput, match="SHA-256"):
+    monkeypatch.setattr("dit_video.data.store.PAUSES", ())
+    with pytest.raises(BadInput, match="SHA-256.* Run `dit-video data build` again"):
         next(stream(str(there), cache=str(tmp_path / "other")))
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_a_transfer_that_was_cut_off_is_made_again(built, tmp_path, monkeypatch, caplog):
+    there = Store(f"memory://{tmp_path.name}/latents")
+    for file in built.iterdir():
+        there.write(file.name, file.read_bytes())
+    whole, cut = there.fs.get_file, []
+
+    def get(path, to):
+        whole(path, to)
+        if path not in cut:
+            cut.append(path)
+            os.truncate(to, 1000)
+
+    monkeypatch.setattr(there.fs, "get_file", get)
+    monkeypatch.setattr("dit_video.data.store.PAUSES", (0.0,))
+    same(take(stream(str(there), cache=str(tmp_path / "cache")), 8), take(stream(built), 8))
+    assert len(cut) == 2 and caplog.text.count("Trying again") == 2
 
 
 def test_latents_are_no_pixels_and_nothing_is_not_latents(built, tmp_path):

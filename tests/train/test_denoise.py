@@ -18,9 +18,9 @@ from dit_video.train.experiment import Experiment
 from dit_video.train.loop import train
 from dit_video.train.optim import Optimizer
 from dit_video.train.vae import Reconstruct
-from dit_video.weights.checkpoints import Run, load_run, save_vae
 from dit_video.weights.folder import save_model
 from dit_video.weights.model import Defaults
+from dit_video.weights.runs import Run, load_run, save_vae
 
 POOL = Pool(clips=16, reuse=2.0, pictures=2, chunk=8)
 

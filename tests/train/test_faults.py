@@ -10,7 +10,7 @@ import pytest
 from dit_video.core.errors import Partial
 from dit_video.train.loop import Trainer, train
 from dit_video.train.metrics import MetricsLog, rows_of
-from dit_video.weights.checkpoints import Run
+from dit_video.weights.runs import Run
 
 STANDIN = Path(__file__).with_name("standin.py")
 

@@ -31,10 +31,10 @@ from dit_video.train.loop import train
 from dit_video.train.lora import FineTune, LoRA
 from dit_video.train.optim import Optimizer
 from dit_video.train.step import initial_params, loss_of, place, trained
-from dit_video.weights.checkpoints import Run, load_run
 from dit_video.weights.folder import read, save_model
 from dit_video.weights.lora import merge_files
 from dit_video.weights.names import flatten
+from dit_video.weights.runs import Run, load_run
 
 variant = runpy.run_path(str(Path(__file__).parents[1] / "weights" / "variants.py"))["variant"]
 PROMPT = "a red circle moves right"

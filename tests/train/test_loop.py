@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from dit_video.core.config import load_experiment, override, to_dict
-from dit_video.core.errors import BadInput, NonFinite, Preempted
+from dit_video.core.errors import BadInput, MissingError, NonFinite, Partial, Preempted
 from dit_video.core.mesh import MeshShape
-from dit_video.train.loop import Ahead, Trainer, train
+from dit_video.train.ahead import Ahead
+from dit_video.train.loop import Trainer, train
 from dit_video.train.watch import Watchdog
-from dit_video.weights.checkpoints import Run
+from dit_video.weights.runs import Run
 
 STANDIN = Path(__file__).with_name("standin.py")
 
@@ -269,26 +270,49 @@ def test_what_is_wrong_with_the_held_out_part_is_said_first(small, tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_what_was_learnt_is_kept_when_the_data_turn_out_bad(small, tmp_path, monkeypatch):
-    line = type(small().objective)
-    whole = line.stream
+def end_with(error, place, objective, patch, held_out=False):
+    """The streams of one part end with an error."""
+    whole = objective.stream
 
     def stream(*args, **more):
         numbers = whole(*args, **more)
 
         class Ending(type(numbers)):
             def __next__(self):
-                if self.place == 7:
-                    raise BadInput("too many damaged clips")
+                if self.place == place:
+                    raise error
                 return super().__next__()
 
-        numbers.__class__ = Ending
+        numbers.__class__ = Ending if more["held_out"] == held_out else type(numbers)
         return numbers
 
-    monkeypatch.setattr(line, "stream", stream)
-    with pytest.raises(BadInput, match="too many damaged clips"):
+    patch.setattr(objective, "stream", stream)
+
+
+@pytest.mark.parametrize(
+    "error, kind, message",
+    [
+        (BadInput("too many damaged clips"), BadInput, "too many damaged clips"),
+        (MissingError("gs://a/train-00003: no such file"), MissingError, "no such file"),
+        (OSError("gs://a cannot be fetched"), Partial, r"at step 7 of 40: gs://a cannot.*same command.*\(steps: 7\)"),
+    ],
+)
+def test_what_was_learnt_is_kept_when_the_data_turn_out_bad(small, tmp_path, monkeypatch, error, kind, message):
+    end_with(error, 7, type(small().objective), monkeypatch)
+    with pytest.raises(kind, match=message):
         train(small(checkpoint_every=1000), tmp_path)
     assert Run(tmp_path).checkpoints().steps() == [7]
+
+
+def test_held_out_clips_that_cannot_be_read_do_not_end_a_run(small, tmp_path, monkeypatch, caplog):
+    straight = train(small(steps=20), tmp_path / "straight")
+    end_with(BadInput("none of the 1 clips can be used"), 1, type(small().objective), monkeypatch, held_out=True)
+    summary = train(small(steps=20), tmp_path / "run")
+    assert summary["steps"] == 20 and summary["held_out"] is None
+    assert summary["fingerprint"] == straight["fingerprint"]
+    assert caplog.text.count("no held-out loss") == 1 and "none of the 1 clips can be used" in caplog.text
+    assert not any("held_out" in row for row in metrics(tmp_path / "run"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
 
 
 def test_a_signal_is_heard_while_a_batch_is_made(small, tmp_path, monkeypatch):

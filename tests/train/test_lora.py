@@ -29,11 +29,11 @@ from dit_video.train.loop import train
 from dit_video.train.lora import FineTune, LoRA, adapters, attach
 from dit_video.train.optim import Optimizer
 from dit_video.train.step import initial_params, loss_of, model_flops, on, trained
-from dit_video.weights.checkpoints import Run, load_run
 from dit_video.weights.folder import load_model, read, save_model
 from dit_video.weights.lora import merge_files
 from dit_video.weights.model import Defaults, abstract
 from dit_video.weights.names import flatten, unflatten
+from dit_video.weights.runs import Run, load_run
 
 miniature = runpy.run_path(str(Path(__file__).parents[1] / "miniature.py"))
 DIT = miniature["DIT"]

@@ -12,34 +12,9 @@ from pathlib import Path
 
 import pytest
 
-STANDIN = Path(__file__).with_name("standin.py")
+from dit_video.weights.folder import save_model
 
-# The stand-in's run in a cluster; each process is given its part of every batch. A pause makes room for signals.
-CODE = """
-import os, runpy, sys, time
-from dit_video.core.cluster import join_cluster
-import jax
-cluster = join_cluster(240)
-import dit_video.train.loop as loop
-sys.argv = sys.argv[1:]
-scope = runpy.run_path(sys.argv[0])
-Numbers, whole, flops = scope["Numbers"], scope["Numbers"].__next__, loop.Trainer._flops
-def own(self):
-    part, parts = experiment.part()
-    size = self.batch // parts
-    return {name: x[part * size :][:size] for name, x in whole(self).items()}
-Numbers.__next__ = own
-loop.Trainer._flops = lambda *args: (time.sleep(float(os.environ["PAUSE"])), flops(*args))[1]
-from dit_video.core.config import override
-from dit_video.core.errors import DitVideoError
-import json
-experiment = override(scope["EXPERIMENT"], dict(a.split("=", 1) for a in sys.argv[2:]))
-try:
-    print(json.dumps(loop.train(experiment, sys.argv[1], sample=lambda *_: None)))
-except DitVideoError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+MEMBER = Path(__file__).with_name("member.py")
 
 
 # One of two reads a step whose files were cut off after the other had read them; then each reads alone, in turn.
@@ -89,15 +64,16 @@ print(json.dumps(said))
 """
 
 
-def start(workdir, count, *changes, pause=0.0, code=CODE):
+def start(workdir, count, *changes, kind="line", pause=0.0, code=None):
     with socket.create_server(("", 0)) as probe:
         address = f"localhost:{probe.getsockname()[1]}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(8 // count), "PAUSE": str(pause)}
     if count > 1:
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    program = [str(MEMBER)] if code is None else ["-c", code]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(STANDIN), str(workdir), *changes], text=True,
+            [sys.executable, *program, kind, str(workdir), *changes], text=True,
             env=env | ({"JAX_PROCESS_ID": str(index)} if count > 1 else {}),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
@@ -144,6 +120,40 @@ def test_two_processes_are_one_run(tmp_path, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["denoise", "vae"])
+def test_two_processes_train_the_real_models_as_one_does(tiny, tmp_path, kind):
+    """The DiT with its text encoder, and the VAE: weights over fsdp and heads over tensor reach across both."""
+    save_model(tiny, tmp_path / "model")
+    mesh = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
+    two, one = (start(tmp_path / name, count, *mesh, kind=kind) for name, count in (("two", 2), ("one", 1)))
+    (first, second), (alone,) = finish(two), finish(one)
+    assert (first[0], second[0], alone[0]) == (0, 0, 0), first[2] + second[2] + alone[2]
+    said = [json.loads(text.splitlines()[-1]) for _, text, _ in (first, second, alone)]
+    assert said[0]["fingerprint"] == said[1]["fingerprint"]
+    expected = losses(tmp_path / "one")
+    assert sorted(expected) == [1, 2, 3, 4]
+    assert len(set(expected.values())) == 4
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
+    assert said[0]["held_out"] == pytest.approx(said[2]["held_out"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_real_denoiser_killed_and_resumed_ends_alike(tiny, tmp_path):
+    """With its pool of encoded clips, its conditions and its text encoder: kill -9 between two checkpoints."""
+    save_model(tiny, tmp_path / "model")
+    fields = ["steps=8", "eval_every=8", "checkpoint_every=2"]
+    killed = start(tmp_path / "killed", 1, *fields, kind="denoise", pause=0.5)
+    wait_for_step(tmp_path / "killed", 5, killed)
+    killed[0].kill()
+    killed[0].communicate()
+    runs = [start(tmp_path / name, 1, *fields, kind="denoise") for name in ("killed", "straight")]
+    ended = [finish(run)[0] for run in runs]
+    assert [code for code, *_ in ended] == [0, 0], ended[0][2] + ended[1][2]
+    assert len({json.loads(out.splitlines()[-1])["fingerprint"] for _, out, _ in ended}) == 1
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path, number, code):
     processes = start(tmp_path, 2, "checkpoint_every=1000", pause=0.3)
@@ -158,15 +168,21 @@ def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path, number, code):
 
 @pytest.mark.slow
 def test_when_one_is_lost_the_other_ends_and_both_go_on_later(tmp_path):
-    processes = start(tmp_path, 2, "hang_after=25", pause=0.3)
-    wait_for_step(tmp_path, 10, processes)
+    processes = start(tmp_path / "lost", 2, "hang_after=25", pause=0.3)
+    wait_for_step(tmp_path / "lost", 10, processes)
     processes[1].kill()
     (code, _, err), _ = finish(processes)
     assert code != 0
     assert code in (124, 1, -signal.SIGABRT), err
-    again = finish(start(tmp_path, 2))
-    assert [code for code, *_ in again] == [0, 0], again[0][2] + again[1][2]
-    assert sorted(losses(tmp_path)) == list(range(5, 45, 5))
+    saved = (tmp_path / "lost" / "checkpoints").iterdir()
+    assert any(path.name.isdigit() and 5 <= int(path.name) < 40 for path in saved), "what it goes on from"
+    again, straight = finish(start(tmp_path / "lost", 2)), finish(start(tmp_path / "straight", 2))
+    assert [code for code, *_ in again + straight] == [0] * 4, again[0][2] + again[1][2] + straight[0][2]
+    assert losses(tmp_path / "lost") == losses(tmp_path / "straight")
+    rows = [json.loads(line) for line in (tmp_path / "lost" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(5, 45, 5)), "none was done twice"
+    prints = {json.loads(text.splitlines()[-1])["fingerprint"] for _, text, _ in again + straight}
+    assert len(prints) == 1, "the same parameters as of a run that lost nobody"
 
 
 @pytest.mark.slow

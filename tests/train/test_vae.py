@@ -26,7 +26,7 @@ from dit_video.train.vae import (
     latent_statistics,
     temporal_difference,
 )
-from dit_video.weights.checkpoints import Run, read_vae, save_vae
+from dit_video.weights.runs import Run, read_vae, save_vae
 
 TINY = VAEConfig(base=4, z=4, mult=(1, 2), res_blocks=1, temporal=(True,), patch=2)
 

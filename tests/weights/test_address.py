@@ -8,10 +8,10 @@ import pytest
 from dit_video.cli.main import main
 from dit_video.core.errors import BadInput
 from dit_video.data.store import Store
-from dit_video.weights.checkpoints import open_base
 from dit_video.weights.find import MANIFEST, find_model
 from dit_video.weights.folder import load_model, save_model
 from dit_video.weights.names import flatten
+from dit_video.weights.runs import open_base
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def test_a_model_goes_to_a_store_and_comes_from_there(address, tiny, tmp_path, c
     code, said = export(address, "--model", local, capsys=capsys)
     assert code == 0 and json.loads(said.out)["path"] == address
     store = Store(address)
-    assert store.names() == sorted(f.relative_to(local).as_posix() for f in local.rglob("*") if f.is_file())
+    files = (f.relative_to(local).as_posix() for f in local.rglob("*") if f.is_file())
+    assert store.names() == sorted(["README.md", *files]), "an export says what it is"
     back = open_base(address)
     assert back.name == address
     mine, theirs = flatten(load_model(address).params), flatten(tiny.params)
@@ -49,6 +50,22 @@ def test_what_was_fetched_is_not_fetched_again_until_it_changes(address, tiny, t
     assert find_model(address) != first
 
 
+def test_other_weights_of_the_same_size_are_fetched_though_no_manifest_tells(address, tiny, tmp_path, monkeypatch):
+    store = Store(address)
+    for file in (local := save_model(tiny, tmp_path / "local")).rglob("*"):
+        if file.is_file() and file.name != MANIFEST:
+            store.write(file.relative_to(local).as_posix(), file.read_bytes())
+    first = find_model(address)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "fetch", lambda *_: pytest.fail("it is there already"))
+        assert find_model(address) == first
+    (name,) = (name for name in store.names() if name.startswith("vae/") and name.endswith(".safetensors"))
+    tuned = bytearray(store.read(name))
+    tuned[-1] ^= 1
+    store.write(name, bytes(tuned))
+    assert (find_model(address) / name).read_bytes() == tuned
+
+
 def test_a_place_that_is_taken(address, tiny, tmp_path, capsys):
     local = save_model(tiny, tmp_path / "local")
     assert export(address, "--model", local, capsys=capsys)[0] == 0
@@ -57,6 +74,9 @@ def test_a_place_that_is_taken(address, tiny, tmp_path, capsys):
     Store(address).write("stale/file", b"")
     assert export(address, "--model", local, "--force", capsys=capsys)[0] == 0
     assert "stale/file" not in Store(address).names()
+    store = Store(address)
+    store.fs.rm(store.path("manifest.json"))  # as an upload leaves it that was interrupted
+    assert export(address, "--model", local, "--force", capsys=capsys)[0] == 0
     other = f"{address}-other"
     Store(other).write("thesis.txt", b"mine")
     code, said = export(other, "--model", local, "--force", capsys=capsys)
@@ -76,6 +96,24 @@ def test_what_is_not_sent_whole_is_no_model(address, tiny, tmp_path, monkeypatch
     code, said = export(address, "--model", local, capsys=capsys)
     assert code == 2 and "cannot be written: no route to host" in said.err
     assert MANIFEST not in Store(address).names()
+    with pytest.raises(BadInput, match=r"no model_index\.json"):
+        find_model(address)
+
+
+def test_half_of_a_model_over_another_is_no_model(address, tiny, tmp_path, monkeypatch, capsys):
+    local, put = save_model(tiny, tmp_path / "local"), Store.writing
+    assert export(address, "--model", local, capsys=capsys)[0] == 0
+
+    def refuse(self, name):
+        if name.startswith("vae/"):
+            raise OSError(5, "no route to host")
+        return put(self, name)
+
+    monkeypatch.setattr(Store, "writing", refuse)
+    assert export(address, "--model", local, "--force", capsys=capsys)[0] == 2
+    assert "transformer/config.json" in Store(address).names()
+    with pytest.raises(BadInput, match=r"no model_index\.json"):
+        load_model(address)
 
 
 def test_an_address_without_a_model(address):

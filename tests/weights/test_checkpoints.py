@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 
@@ -12,26 +13,23 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.errors import BadInput, MissingError, Partial
 from dit_video.core.mesh import MeshShape, make_mesh
 from dit_video.data.loader import Toyworld
 from dit_video.data.store import Store
 from dit_video.train.denoise import Denoise
 from dit_video.train.experiment import Experiment
-from dit_video.weights.checkpoints import (
-    Broken,
-    Checkpoints,
+from dit_video.weights.checkpoints import Broken, Checkpoints, checksums, flatten
+from dit_video.weights.find import find_model
+from dit_video.weights.folder import load_model, save_model
+from dit_video.weights.runs import (
     Run,
-    checksums,
     choose_ema,
-    flatten,
     load_run,
     load_vae,
     open_base,
     save_vae,
 )
-from dit_video.weights.find import find_model
-from dit_video.weights.folder import load_model, save_model
 
 
 def state(step):
@@ -124,10 +122,26 @@ def test_a_damaged_step_is_left_for_the_one_before(saved, how, caplog):
     equal(flat, state(20))
     damage(saved.path / "20", how)
     damage(saved.path / "10", how)
-    with pytest.raises(Broken, match="none of the steps 10, 20, 30"):
+    with pytest.raises(
+        Broken, match=r"none of the steps 10, 20, 30 can be read.*Copy them again.*--resume never"
+    ) as none:
         latest(saved)
-    with pytest.raises(Broken):
+    assert none.value.exit_code == 2
+    with pytest.raises(Broken, match=r"step 20 .*\. Give another step, or none for the newest"):
         latest(saved, 20)
+
+
+def test_a_full_disk_under_several_processes_is_told_and_ends_the_run(saved, monkeypatch):
+    def full(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        patch.setattr(saved.manager, "save", full)
+        with pytest.raises(Partial, match=r"No space left on device\. Those that are there stay\. Make room") as told:
+            saved.save(40, state(40), {})
+        assert told.value.exit_code == 6
+    assert saved.steps() == [10, 20, 30]
 
 
 def test_a_step_without_its_description_or_arrays(saved):
@@ -226,6 +240,17 @@ def test_a_run_is_a_model(run, tiny, ema, factor):
     assert model.name == str(run.path), "what a clip says it was made with is found again"
 
 
+def test_another_average_is_named_behind_an_at(run, tiny):
+    for open_run in (open_base, load_model):
+        model = open_run(f"{run.path}@0.9")
+        np.testing.assert_allclose(model.params["dit"]["table"], 2 * tiny.params["dit"]["table"])
+        assert model.name == f"{run.path}@0.9", "what a clip says it was made with is found again"
+    with pytest.raises(BadInput, match="ema=0.5: this run has 0.9, 0.99, and 'none'"):
+        open_base(f"{run.path}@0.5")
+    with pytest.raises(BadInput, match="no such folder"):
+        open_base(f"{run.path}/nowhere@0.9")
+
+
 def test_a_run_is_found_by_its_name_and_leaves_as_a_folder(run, tiny, tmp_path):
     assert load_model(run.path).dit == tiny.dit
     save_model(load_run(run.path, "none"), tmp_path / "out", dtypes={"dit": "float16", "vae": "float16"})
@@ -259,6 +284,35 @@ def test_of_a_run_in_a_store_what_makes_it_a_model_is_fetched(run, tiny, tmp_pat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b), model.params["dit"], tiny.params["dit"])
     assert {p.name for p in find_model(str(store)).iterdir()} == {"experiment.json", "vae", "tokenizer", "checkpoints"}
     assert [p.name for p in (find_model(str(store)) / "checkpoints").iterdir()] == ["5"]
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut off"])
+def test_of_a_run_in_a_store_the_step_before_a_damaged_one_is_fetched(run, tiny, tmp_path, monkeypatch, caplog, how):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    steps = run.path / "checkpoints"
+    for other in ("4", "7", "9"):
+        shutil.copytree(steps / "5", steps / other)
+    for other in ("7", "9"):
+        if how == "flipped":
+            damage(steps / other, how)
+        else:  # while it was sent
+            for part in ("state", "_CHECKPOINT_METADATA"):
+                (shutil.rmtree if (steps / other / part).is_dir() else os.remove)(steps / other / part)
+    store = Store(f"memory://{tmp_path.name}/run")
+    store.send(run.path, "experiment.json")
+    model = open_base(str(store))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b), model.params["dit"], tiny.params["dit"])
+    assert "fetching step 7, the one before" in caplog.text and "fetching step 5, the one before" in caplog.text
+    assert sorted(p.name for p in (find_model(str(store)) / "checkpoints").iterdir()) == ["5", "7", "9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "fetch", lambda *_: pytest.fail("it is there already"))
+        open_base(str(store))
+    for name in store.names():
+        if name.startswith(("checkpoints/4/", "checkpoints/5/")):
+            store.fs.rm_file(store.path(name))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(Broken if how == "flipped" else (Broken, MissingError)):
+        open_base(str(store))
 
 
 def test_runs_that_cannot_be_models(run, tmp_path):
