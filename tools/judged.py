@@ -152,8 +152,9 @@ def start(args: argparse.Namespace) -> None:
     ours, theirs = (spread(*every[who]) for who in ("model", "renders"))
     rows.insert(0, ["all", sum(row[1] for row in rows), ours, theirs, ours / theirs])
     rows = [[*row[:2], *(float(v) if np.isfinite(v) else None for v in row[2:])] for row in rows]
+    lowest = sorted(rows[1:], key=lambda row: -1.0 if row[-1] is None else row[-1])[:3]
     columns = [f"{SEEDS} seeds of a prompt", "objects seen in frame 0", "spread of their places", "of renders", "ratio"]
-    store("start", args.out, made_by=args.made_by, columns=columns, rows=rows)
+    store("start", args.out, made_by=args.made_by, columns=columns, rows=[rows[0], *lowest], each=rows[1:])
 
 
 def steps(args: argparse.Namespace) -> None:
