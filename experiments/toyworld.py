@@ -26,8 +26,9 @@ The last stage on board, in full (76 minutes beside other work; the hard motions
     dit-video train toyworld --workdir hard --init board --data S --steps 800 --seed 61 --matmul_precision bfloat16 \\
         --optimizer.warmup 50 --optimizer.decay_part 0.4 --$c.text 0.8 --$c.first 0.2 $none
     python tools/average.py board hard@0.99 between
-    dit-video train toyworld --workdir last --init between --data U --steps 4000 --seed 67 --matmul_precision bfloat16 \\
-        --$c.text 0.5 --$c.first 0.13 --$c.picture 0.09 --$c.tail 0.12 --$c.tail_with_sink 0.12
+    dit-video train toyworld --workdir last --init between --data U --steps 4000 --seed 67 \\
+        --$c.text 0.5 --$c.first 0.13 --$c.picture 0.09 --$c.tail 0.12 --$c.tail_with_sink 0.12 \\
+        --matmul_precision bfloat16
 
 Stages before it learned from other clips in the same way (`experiments/LEDGER.md`); once 4096 clips of circles and
 squares alone parted the two words, which were one to the denoiser (`tools/words.py` shows such pairs). Reached, of 96
