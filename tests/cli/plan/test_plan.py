@@ -178,32 +178,23 @@ def test_a_clip_from_a_given_frame():
 
 @needs_compiler
 @pytest.mark.slow
-def test_on_a_slice_remat_the_mesh_or_the_size_of_heads_alone_moves_the_prediction():
-    """A small model compiled for a TPU: every term is there, and each change does what it is made for."""
+def test_on_a_slice_remat_alone_moves_the_prediction():
+    """A small model compiled for a TPU: every term is there; what is computed again costs compute and saves memory."""
     target = slice_target(parse_slice("v5e:2x2"))
 
-    def planned(mesh=MeshShape(), heads=4, **dit):
-        experiment = small(heads=heads, head_dim=512 // heads, ffn_dim=1024, dtype="bfloat16", **dit)
-        made = plan_training(replace(experiment, batch=4, mesh=mesh, buckets=(Bucket(17, 256, 256),)), target)
+    def planned(remat):
+        experiment = small(heads=4, head_dim=128, ffn_dim=1024, dtype="bfloat16", remat=remat)
+        made = plan_training(replace(experiment, batch=4, buckets=(Bucket(17, 256, 256),)), target)
         c = made.cost
         assert made.fits
         assert 0 < made.mfu < 1
         assert max(c.compute, c.memory) <= c.seconds <= c.compute + c.memory + c.collectives
         return made
 
-    kept, again = planned(remat="none"), planned(remat="block")
+    kept, again = planned("none"), planned("block")
     assert kept.cost.flops * 4 > kept.model_flops * 0.9
     assert again.cost.flops > 1.2 * kept.cost.flops
     assert again.cost.compute > kept.cost.compute
     assert again.cost.memory < kept.cost.memory  # what is computed again is not read again: so small, that is faster
     assert again.hbm["activations"] < 0.7 * kept.hbm["activations"]
     assert again.model_flops == kept.model_flops
-
-    split = planned(MeshShape(data=1, fsdp=4), remat="none")
-    assert split.hbm["parameters"] < 0.4 * kept.hbm["parameters"]
-    assert split.cost.collectives != kept.cost.collectives
-    assert split.model_flops == kept.model_flops
-
-    narrow = planned(remat="none", heads=8)  # of 64: half of what the units of attention's products can take
-    assert narrow.cost.compute > kept.cost.compute
-    assert narrow.model_flops == pytest.approx(kept.model_flops, rel=0.01)
