@@ -7,6 +7,7 @@ The parts are in golden_stages.py; here are whole pipelines, the names and shape
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -161,21 +162,9 @@ def _pipeline(variant: str) -> Stage:
     return Stage(lambda rng: pipeline_config(rng, variant), pipeline_inputs, pipeline_reference, pipeline_outputs)
 
 
-def _dit(variant: str) -> Stage:
+def _dit(variant: str, inputs: Callable = dit_inputs, outputs: Callable = dit_outputs) -> Stage:
     return Stage(
-        lambda rng: dit_config(rng, variant),
-        lambda config, rng: dit_inputs(config, rng, variant),
-        dit_reference,
-        dit_outputs,
-    )
-
-
-def _lora(variant: str) -> Stage:
-    return Stage(
-        lambda rng: dit_config(rng, variant),
-        lambda config, rng: lora_inputs(config, rng, variant),
-        dit_reference,
-        lora_outputs,
+        lambda rng: dit_config(rng, variant), lambda config, rng: inputs(config, rng, variant), dit_reference, outputs
     )
 
 
@@ -187,10 +176,10 @@ STAGES: dict[str, Stage] = {
     "vae_residual": Stage(lambda rng: vae_config(rng, residual=True), vae_inputs, vae_reference, vae_outputs),
     **{name: _dit(name) for name in ("block", "t2v", "i2v", "flf2v", "i2v_a14b", "ti2v", "vace")},
     "given": Stage(lambda _: {}, given_inputs, lambda _: None, given_outputs),
-    "lora": _lora("t2v"),
+    "lora": _dit("t2v", lora_inputs, lora_outputs),
     "scheduler": Stage(scheduler_config, scheduler_inputs, lambda _: None, scheduler_outputs),
     **{f"pipeline_{name}": _pipeline(name) for name in PIPELINES},
-    **{f"lora_{name}": _lora(name) for name in ("i2v", "flf2v", "i2v_a14b", "ti2v", "vace")},
+    **{f"lora_{name}": _dit(name, lora_inputs, lora_outputs) for name in ("i2v", "flf2v", "i2v_a14b", "ti2v", "vace")},
 }
 
 

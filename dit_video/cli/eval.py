@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_video.cli.generate import add_model
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -55,10 +57,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
         epilog=_NOTE,
     )
     parser.add_argument("--suite", choices=tuple(COUNTS), default="toyworld", help="(default %(default)s)")
-    parser.add_argument(
-        "--model",
-        help="a diffusers folder, a run folder (RUN@0.99: another of its averages), or a name (default: on board)",
-    )
+    add_model(parser)
     parser.add_argument("--against", metavar="MODEL", help="another model, measured the same way and shown beside")
     counts = ", ".join(f"{suite} {count}" for suite, count in COUNTS.items())
     parser.add_argument("--count", type=int, help=f"how many clips (default: {counts})")

@@ -70,11 +70,7 @@ def add_parser(subparsers: Any) -> None:
     long.add_argument("--noise_order", choices=("fresh", "shared", "rescheduled"), default="fresh",
                       help="window: each frame's own noise, the first window's again, or that shuffled")  # fmt: skip
     how = parser.add_argument_group("how (defaults: the model's)")
-    how.add_argument(
-        "--model",
-        metavar="MODEL",
-        help="a diffusers folder, a run folder (RUN@0.99: another of its averages), or a name (default: on board)",
-    )
+    add_model(how)
     how.add_argument("--seed", type=int, metavar="N", help="same seed, same clip (default: drawn, and printed)")
     how.add_argument("--num_inference_steps", type=int, metavar="N")
     how.add_argument("--guidance_scale", type=float, metavar="X", help="1 switches guidance off: twice as fast")
@@ -106,6 +102,12 @@ def add_parser(subparsers: Any) -> None:
     out.add_argument("--force", action="store_true", help="overwrite")
     out.add_argument("--save_latents", action="store_true", help="also NAME.latents.npz")
     out.add_argument("--preview_every", type=int, metavar="N", help="a picture of the clip under way every N steps")
+
+
+def add_model(parser: Any) -> None:
+    """The flag that names what makes the clips."""
+    parser.add_argument("--model", metavar="MODEL", help="a diffusers folder, a run folder (RUN@0.99: another of its "
+                        "averages), or a name (default: on board)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -76,7 +76,7 @@ def destination(out: str, force: bool) -> Iterator[Path]:
     the end. Raises `BadInput` where the address holds files already (`force` replaces an export or a model)."""
     from dit_video.core.errors import BadInput
     from dit_video.data.store import Store, is_address
-    from dit_video.weights.find import MANIFEST
+    from dit_video.weights.find import INDEX, MANIFEST
 
     if not is_address(out):
         yield Path(out)
@@ -90,4 +90,4 @@ def destination(out: str, force: bool) -> Iterator[Path]:
         raise BadInput(f"{out} holds {len(there)} files already; {what}.")
     with tempfile.TemporaryDirectory(prefix="dit_video-") as folder:
         yield Path(folder) / "out"
-        store.send(Path(folder) / "out", MANIFEST)
+        store.send(Path(folder) / "out", INDEX, MANIFEST)

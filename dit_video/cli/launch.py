@@ -205,17 +205,8 @@ def job_name(args: argparse.Namespace) -> str:
 def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
     wait = [] if args.wait is None else ["--wait", f"{args.wait:g}"]
     fields = [part for name, value in args.overrides.items() for part in (f"--{name}", value)]
-    return [
-        "dit-video",
-        "train",
-        args.experiment,
-        "--workdir",
-        workdir,
-        "--device",
-        DEVICE[args.target],
-        *wait,
-        *fields,
-    ]
+    where = ["--workdir", workdir, "--device", DEVICE[args.target]]
+    return ["dit-video", "train", args.experiment, *where, *wait, *fields]
 
 
 def values(args: argparse.Namespace, chosen: "Slice | None") -> dict[str, Value]:

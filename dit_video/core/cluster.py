@@ -102,6 +102,15 @@ def join_cluster(wait: float = WAIT) -> Cluster | None:
     return cluster
 
 
+def anywhere(here: bool) -> bool:
+    """Whether it is so on any of several processes, once they have met. All must call this."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(here)).any()) if jax.process_count() > 1 else here
+
+
 def roll_call(cluster: Cluster, wait: float) -> None:
     """Comes back when every process is there. Raises `Preempted` that names those that are not, in all that are: a
     machine that was taken away comes back, and whoever started these starts them again then."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
@@ -18,7 +18,6 @@ from dit_video.core.files import sha256
 from dit_video.core.log import log
 
 PAUSES = (1.0, 5.0, 30.0)  # seconds before a file is asked for again
-INDEX = "model_index.json"  # makes a folder a model
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What stores call a version of a file, the surest first.
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
@@ -107,25 +106,28 @@ class Store:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def send(self, folder: Path, last: str) -> None:
-        """Puts every file of a folder here, that named `last` after all others: where it stands, all do. The index of a
-        model goes first and comes just before it: what is sent in part, over another, is no model. Old files that are
-        not in that folder go before both. Raises `BadInput` for what the driver reports."""
+    def send(self, folder: Path, *last: str) -> None:
+        """Puts every file of a folder here, those named `last` after all others and in that order: where the last one
+        stands, all do. Old files of these names go first: what is sent in part, over another, lacks them. Other old
+        files that are not in that folder go before these names come. Raises `BadInput` for what the driver reports."""
         found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-        heads = [name for name in (INDEX, last) if name in found]
         try:
             old = self.names()
-            for head in (INDEX, last):
-                if head in old:
-                    self.fs.rm_file(self.path(head))
-            for name in [*sorted(set(found) - set(heads)), *heads]:
-                if name == heads[0]:
-                    for gone in set(old) - set(found) - {INDEX, last}:
-                        self.fs.rm_file(self.path(gone))
-                with self.writing(name) as file:
-                    shutil.copyfile(folder / name, file)
+            self._remove(name for name in last if name in old)
+            self._put(folder, (name for name in found if name not in last))
+            self._remove(set(old) - {*found, *last})
+            self._put(folder, (name for name in last if name in found))
         except OSError as error:
             raise BadInput(f"{self.address} cannot be written: {error.strerror or error}") from None
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.fs.rm_file(self.path(name))
+
+    def _put(self, folder: Path, names: Iterable[str]) -> None:
+        for name in names:
+            with self.writing(name) as file:
+                shutil.copyfile(folder / name, file)
 
     def make(self) -> None:
         """The folder, if it is not there. Raises `BadInput` when it cannot be made or written."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from dit_video import __version__
 from dit_video.core.errors import BadInput, MissingError
@@ -28,6 +27,7 @@ from dit_video.export.programs import PARTS, Programs
 from dit_video.weights.find import INDEX, MANIFEST, manifest, read_json
 from dit_video.weights.folder import appearing
 from dit_video.weights.model import Model
+from dit_video.weights.place import numbers
 
 Shape = tuple[int, int, int]  # frames, height, width
 
@@ -127,7 +127,7 @@ def describe(target: Target, order: Order) -> dict[str, Any]:
         "format": target.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {"name": model.name, "hash": model.digest, "lora": list(order.lora)},
-        "parameters": {part: sum(int(np.prod(x.shape)) for x in programs.weights(part).values()) for part in PARTS},
+        "parameters": {part: numbers(programs.weights(part)) for part in PARTS},
         "dtype": order.dtype,
         "shapes": [list(shape) for shape in order.shapes],
         "rule": {

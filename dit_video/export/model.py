@@ -4,17 +4,14 @@
 is not of that.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dit_video.core.files import json_text
+from dit_video.core.files import json_text, replacing
 from dit_video.export.card import card
 from dit_video.export.folder import Order, Target, describe
 from dit_video.weights.find import MANIFEST, read_json
-from dit_video.weights.names import flatten
+from dit_video.weights.place import numbers
 
 NEEDS = ("diffusers", "transformers", "torch", "sentencepiece", "ftfy", "imageio[ffmpeg]")
 # Pipeline -> what it is given beside the prompt, and whence that comes.
@@ -26,9 +23,7 @@ def add_card(order: Order, folder: Path) -> dict[str, Any]:
     params = order.model.params
     about = describe(Target("diffusers", "for diffusers", NEEDS), order) | {
         "pipeline": order.model.pipeline,
-        "parameters": {
-            part: sum(int(np.prod(x.shape)) for x in flatten(params[part]).values()) for part in order.model.parts
-        },
+        "parameters": {part: numbers(params[part]) for part in order.model.parts},
     }
     about["run"] = example(about)
     (folder / "README.md").write_text(card("for diffusers", order.model, about, order.scores), encoding="utf-8")
@@ -38,9 +33,8 @@ def add_card(order: Order, folder: Path) -> dict[str, Any]:
 def add_to_manifest(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Into the manifest that is there, whole or not at all; checksums and all else stay."""
     whole = read_json(folder / MANIFEST) | about
-    partial = folder / f".{MANIFEST}"
-    partial.write_text(json_text(whole, 2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    with replacing(folder / MANIFEST) as partial:
+        partial.write_text(json_text(whole, 2) + "\n", encoding="utf-8")
     return whole
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ from dit_video.train.given import encode_frames, look_at
 from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import Defaults, Model, scheduler
-from dit_video.weights.runs import Run, load_tokenizer, load_vae
+from dit_video.weights.runs import Run, load_tokenizer, load_vae, vae_unfinished
 
 LEAST = 0.05  # of `RectifiedFlow.least` where data is put out, or errors at time zero would weigh without bound
 
@@ -127,7 +126,7 @@ class Denoise:
         else:
             if experiment.vae or start is None:
                 config, params = load_vae(experiment.vae)
-                if experiment.vae and Run.is_run(experiment.vae) and not (Path(experiment.vae) / "vae").is_dir():
+                if experiment.vae and vae_unfinished(experiment.vae):
                     raise BadInput(
                         f"--vae {experiment.vae}: this run of a VAE has not come to its end, where the mean and std of "
                         "its latents are measured. Run its own line again until it says it has ended."

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dit_video.core.cluster import anywhere
 from dit_video.core.config import diff, from_dict, to_dict
 from dit_video.core.errors import BadInput, DitVideoError, MissingError, NonFinite, Partial
 from dit_video.core.log import log
@@ -19,7 +20,7 @@ from dit_video.train.ahead import Ahead, Left
 from dit_video.train.experiment import Experiment
 from dit_video.train.guards import Guard
 from dit_video.train.metrics import Bar, Late, MetricsLog, Rates, mean, rows_of
-from dit_video.train.processes import Stop, anywhere, in_turn, whole
+from dit_video.train.processes import Stop, in_turn, whole
 from dit_video.train.step import (
     Trained,
     TrainState,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import numpy as np
 
 from dit_video.core.errors import DitVideoError, Interrupted, Preempted
 from dit_video.core.log import log
@@ -33,13 +32,6 @@ def stop_agreed(call: int) -> bool:
     from jax.experimental import multihost_utils
 
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
-
-
-def anywhere(here: bool) -> bool:
-    """Whether it is so on any of several processes. All must call this."""
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.array(here)).any()) if jax.process_count() > 1 else here
 
 
 def whole(tree: Any) -> Any:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dit_video.core.cluster import anywhere
 from dit_video.core.errors import BadInput, DitVideoError, Partial
 from dit_video.core.log import log
 from dit_video.weights.names import keys_of
@@ -152,8 +153,8 @@ class Checkpoints:
             found = handler.restore(self.path / str(step) / item, args=args)
         except Exception as error:
             failure = error
-        failed = np.array(failure is not None)
-        if np.any(multihost_utils.process_allgather(failed) if self.together else failed):
+        failed = failure is not None
+        if anywhere(failed) if self.together else failed:
             why = f"{failure or 'by another process'}".splitlines()[0].partition(" See full TensorStore")[0].rstrip(".")
             raise Broken(f"step {step} of {self.path} cannot be read: {why}") from failure
         return found

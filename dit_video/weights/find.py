@@ -12,9 +12,10 @@ from typing import Any
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.files import cache_folder, sha256
 from dit_video.core.log import log
-from dit_video.data.store import INDEX, Store, is_address
+from dit_video.data.store import Store, is_address
 
 ON_BOARD = "board"  # the name of the weights that the package carries
+INDEX = "model_index.json"  # makes a folder a model
 MANIFEST = "manifest.json"
 
 

@@ -259,13 +259,18 @@ def _load_tuned(run: Run, ema: str | float | None, step: int | None) -> Model:
     return replace(tuned(start, denoiser(objective.get("expert")), params, scale, known), name=str(run.path))
 
 
+def vae_unfinished(name: str) -> bool:
+    """Whether this is a VAE's run that has not come to its end, where mean and std of its latents are measured."""
+    return Run.is_run(name) and not (Path(name) / "vae" / "config.json").is_file()
+
+
 def load_vae(name: str | None) -> tuple[VAEConfig, Any]:
     """The VAE of a model, of a run of either kind, or of a folder with nothing but `vae/`; None and "board": that of
     the weights on board. Raises as `load_model`."""
     for folder in () if name is None else (Path(name) / "vae", Path(name)):
         if (folder / "config.json").is_file():
             return read_vae(folder)
-    if name is not None and Run.is_run(name):  # a VAE's run that has not come to its end
+    if name is not None and vae_unfinished(name):
         return Run(name).resolved("vae"), load_params(name)[1]["vae"]
     model = load_model(name)
     return model.vae, model.params["vae"]

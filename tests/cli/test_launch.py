@@ -238,6 +238,16 @@ def test_how_long_hosts_wait_for_each_other(launch, argv):
     assert re.search(r"--wait\W+900\b", text.partition("set -euo")[2] or text.partition("apiVersion")[2])
 
 
+def cloud_script(launch, folder, gcloud):
+    """The script for Cloud TPU, run in a folder with a stand-in for gcloud and without pauses; what came of it."""
+    fake(folder, "gcloud", textwrap.dedent(gcloud))
+    fake(folder, "sleep", ":")
+    script = folder / "launch.sh"
+    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
+    env = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(["bash", str(script)], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 5])
 def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path, code):
     """With a stand-in for gcloud: the first slice is taken away and cannot be deleted at once; on the second the run
@@ -252,12 +262,7 @@ def test_the_cloud_script_asks_again_after_a_preemption(launch, tmp_path, code):
           *"storage rm"*) rm -f code ;;
         esac
         """
-    fake(tmp_path, "gcloud", textwrap.dedent(gcloud).replace("CODE", str(code)))
-    fake(tmp_path, "sleep", ":")
-    script = tmp_path / "launch.sh"
-    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
-    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = cloud_script(launch, tmp_path, gcloud.replace("CODE", str(code)))
     assert done.returncode == code, done.stderr
     assert (tmp_path / "asked").read_text() == "x\nx\n"
     assert "the slice was taken away" in done.stderr
@@ -276,12 +281,7 @@ def test_a_question_that_fails_takes_no_slice_away(launch, tmp_path, blind, told
           *"storage cat"*) cat code ;;
         esac
         """
-    fake(tmp_path, "gcloud", textwrap.dedent(gcloud).replace("BLIND", blind))
-    fake(tmp_path, "sleep", ":")
-    script = tmp_path / "launch.sh"
-    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
-    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = cloud_script(launch, tmp_path, gcloud.replace("BLIND", blind))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "asked").read_text() == "x\n" * told
 
@@ -297,12 +297,7 @@ def test_what_never_starts_does_not_keep_a_slice(launch, tmp_path):
           *"storage cat"*) cat code ;;
         esac
         """
-    fake(tmp_path, "gcloud", textwrap.dedent(gcloud))
-    fake(tmp_path, "sleep", ":")
-    script = tmp_path / "launch.sh"
-    launch("toyworld", *CLOUD, "--topology", "v6e:4x4", "--output", str(script))
-    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = cloud_script(launch, tmp_path, gcloud)
     assert done.returncode == 3, done.stderr
     assert (tmp_path / "tried").read_text() == "x\n" * 40 and (tmp_path / "asked").read_text() == "x\n" * 2
     assert "check the image, the rights to it and to the bucket" in done.stderr

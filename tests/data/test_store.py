@@ -141,7 +141,7 @@ def test_the_index_of_a_model_goes_first_and_comes_just_before_the_last(store, t
         return put(self, name)
 
     monkeypatch.setattr(Store, "writing", see)
-    store.send(local, "manifest.json")
+    store.send(local, "model_index.json", "manifest.json")
     assert sent == [
         ("vae/config.json", {"stale"}), ("z.txt", {"stale"}),
         ("model_index.json", set()), ("manifest.json", {"model_index.json"}),

@@ -109,7 +109,11 @@ def test_a_piece_whose_sides_do_not_divide_is_split_over_time(cfg, way):
         piece = lambda p, x, past: module(p).decode_piece(x, past, clip=False)  # noqa: E731
     else:
         given = rng.uniform(-1, 1, (1, 17, *(side * cfg.factor for side in size), 3)).astype(np.float32)
-        piece = lambda p, x, past: (lambda mean, logvar, past: ((mean, logvar), past))(*module(p)._encode(x, past))  # noqa: E731
+
+        def piece(p, x, past):
+            mean, logvar, past = module(p)._encode(x, past)
+            return (mean, logvar), past
+
     _, past = jax.device_get(jax.jit(piece)(params, given[:, :1], None))
     alone, wanted = compiled(piece, None, params, given[:, 1:], past)
     spread, got = compiled(piece, mesh, params, given[:, 1:], past)

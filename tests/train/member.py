@@ -1,24 +1,17 @@
 """One process of a run, of each kind of objective: python member.py line|denoise|vae WORKDIR [FIELD=VALUE ...]
 
 Each process makes whole batches, as a run of one process does, and brings its part of them: so the runs of one process
-and of two are of the same clips, and their losses can be compared. Prints the summary; exits as the command line does.
-A pause before each step (PAUSE, seconds) makes room for signals.
+and of two are of the same clips, and their losses can be compared. Trains as `standin.run`.
 """
 
 import dataclasses
-import json
-import os
 import sys
-import time
 from pathlib import Path
 
 import jax
 import standin
 
-import dit_video.train.loop as loop
 from dit_video.core.cluster import join_cluster
-from dit_video.core.config import override
-from dit_video.core.errors import DitVideoError
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
 from dit_video.data.pool import Pool
@@ -87,16 +80,9 @@ def experiments(workdir):
 
 def main(kind, workdir, *changes):
     join_cluster(240)
-    flops, pause = loop.Trainer._flops, float(os.environ.get("PAUSE", "0"))
-    loop.Trainer._flops = lambda *args: (time.sleep(pause), flops(*args))[1]
     experiment = experiments(Path(workdir))[kind]
     experiment = dataclasses.replace(experiment, objective=parted(experiment.objective))
-    experiment = override(experiment, dict(change.split("=", 1) for change in changes))
-    try:
-        print(json.dumps(loop.train(experiment, workdir, sample=lambda *_: None)))
-    except DitVideoError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    standin.run(experiment, workdir, *changes, sample=lambda *_: None)
 
 
 if __name__ == "__main__":

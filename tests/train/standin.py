@@ -1,12 +1,13 @@
 """A small objective for tests of the loop: a linear layer learns a known matrix. Also run as a program:
 
-python standin.py WORKDIR [FIELD=VALUE ...]   prints the summary; exits as the command line does
+python standin.py WORKDIR [FIELD=VALUE ...]   as `run`
 """
 
 import dataclasses
 import json
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,17 +108,20 @@ def small(**changes: Any) -> Experiment:
     return dataclasses.replace(EXPERIMENT, **changes)
 
 
-if __name__ == "__main__":
-    import time
-
+def run(experiment: Experiment, workdir: str, *changes: str, **more: Any) -> None:
+    """Trains with the fields that are changed and prints the summary; exits as the command line does. A pause before
+    each step (PAUSE, seconds) makes room for signals."""
     from dit_video.train.loop import Trainer, train
 
-    pause = float(os.environ.get("PAUSE", "0"))
-    whole = Trainer._flops  # slowed down, so that a signal meets a run that is under way
+    pause, whole = float(os.environ.get("PAUSE", "0")), Trainer._flops
     Trainer._flops = lambda *args: (time.sleep(pause), whole(*args))[1]
-    experiment = override(EXPERIMENT, dict(a.split("=", 1) for a in sys.argv[2:]))
+    experiment = override(experiment, dict(change.split("=", 1) for change in changes))
     try:
-        print(json.dumps(train(experiment, sys.argv[1])))
+        print(json.dumps(train(experiment, workdir, **more)))
     except DitVideoError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    run(EXPERIMENT, *sys.argv[1:])
