@@ -1,4 +1,5 @@
-"""The name table of the image encoder: `CLIPVisionModel` of transformers."""
+"""The name table of the image encoder: `CLIPVisionModel` of transformers, and the same with a projection at its end,
+which the pipelines of the Wan family never ask for."""
 
 from typing import Any
 
@@ -29,7 +30,8 @@ def _row(foreign: str, ours: str, layout: str = SAME, sizes: tuple[tuple[str, in
 
 
 def image_table(cfg: ImageConfig) -> Table:
-    """The rows for an encoder of this config. Numbered positions, which old checkpoints carry, are left."""
+    """The rows for an encoder of this config. Numbered positions, which old checkpoints carry, are left, and so is the
+    projection of `CLIPVisionModelWithProjection`."""
     square = (("h", cfg.patch), ("w", cfg.patch))
     rows = [
         _row("embeddings.class_embedding", "whole"),
@@ -41,7 +43,9 @@ def image_table(cfg: ImageConfig) -> Table:
     for foreign, ours in _LINEARS.items():
         rows.append(_row(f"{_LAYER}{foreign}.weight", f"layers/{ours}/kernel", LINEAR))
         rows.append(_row(f"{_LAYER}{foreign}.bias", f"layers/{ours}/bias"))
-    return Table(rows=tuple(rows), ignored=(r"(vision_model\.)?embeddings\.position_ids",))
+    return Table(
+        rows=tuple(rows), ignored=(r"(vision_model\.)?embeddings\.position_ids", r"visual_projection\.weight")
+    )
 
 
 def from_transformers(config: dict[str, Any]) -> ImageConfig:

@@ -84,6 +84,15 @@ def test_older_files_of_the_image_encoder():
     assert len(check(names_image.image_table(cfg), found, shapes(cfg))) == len(theirs)
 
 
+def test_an_image_encoder_with_a_projection():
+    """The class that the released folders of image-to-video name: one tensor more, which nothing asks for."""
+    config, theirs = TREES["clip_vit_h"]
+    cfg = names_image.from_transformers({**config, "architectures": ["CLIPVisionModelWithProjection"]})
+    found = {f"vision_model.{tensor}": tuple(shape) for tensor, shape in theirs.items()}
+    found["visual_projection.weight"] = (1024, 1280)
+    assert len(check(names_image.image_table(cfg), found, shapes(cfg))) == len(theirs)
+
+
 def test_other_structures_are_refused():
     config, _ = TREES["i2v_14b"]
     for wrong in ({"added_kv_proj_dim": 4096}, {"added_kv_proj_dim": None}, {"qk_norm": "layer_norm"}):
