@@ -84,15 +84,19 @@ def describe(plan: "Plan", report: dict[str, Any], clip: bool) -> str:
         "it fits" if plan.fits else "it does NOT fit" + (f"; it would with: {plan.change}" if plan.change else "")
     )
     if plan.tokens:
-        lines.append(f"{plan.tokens:,} tokens, {plan.model_flops / 1e12:,.0f} TFLOP of the model")
+        work = plan.model_flops / 1e12
+        lines.append(f"{plan.tokens:,} tokens, {work:{',.0f' if work >= 100 else '.3g'}} TFLOP of the model")
     if report["step_seconds"]:
         c = plan.cost
         terms = f"products {c.compute:.3g}, memory {c.memory:.3g}, collectives {c.collectives:.3g}"
         lines.append(f"{'clip' if clip else 'step'}: {c.seconds:.3g} s ({terms}, of which {c.exposed:.3g} uncovered)")
         lines += [f"  {name:<12}{part.seconds:10.3g} s" for name, part in plan.parts.items()]
         lines.append(f"MFU {100 * plan.mfu:.1f} %")
-    elif plan.fits:
+    elif plan.fits and plan.target.chip is None:
         lines.append("time: not predicted, there is no data sheet for this device")
+    elif plan.fits:
+        unread = ", ".join(name for name, part in plan.parts.items() if part.unread)
+        lines.append(f"time: not predicted, calls of a library in {unread} could not be read")
     if "price" in report:
         lines.append(f"{report['price']:.2f} {'a clip' if clip else 'for 1000 steps'}")
     lines.append(f"compiled in {plan.compile_seconds:.0f} s")

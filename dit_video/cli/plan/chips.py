@@ -4,7 +4,8 @@ TPUs: docs.cloud.google.com/tpu/docs/{v5e, v5p, v6e, tpu7x}, "System architectur
 direction: "How to Scale Your Model" (jax-ml.github.io/scaling-book), "How to Think About TPUs"; it is the sheet's
 bidirectional bandwidth of a chip over its links. The clock follows from the peak: two operations for each cell of the
 matrix units in a cycle. A vector unit takes four operations on 8 x 128 numbers in a cycle (the same book, appendix C,
-of v5; assumed of what came after). NVIDIA: the data sheets of A100, H100, H200 (dense bfloat16, SXM).
+of v5; assumed of what came after). NVIDIA: the data sheets of A100, H100, H200 (dense bfloat16, SXM); float32 is JAX's
+default there, TF32, at half of that.
 """
 
 import math
@@ -29,6 +30,7 @@ class Chip:
     devices: int = 1  # that JAX sees
     wrap: int = 0  # a side of a slice that is a multiple of it is closed to a ring; 0: links are switched
     bridge: float = 0.0  # between the two devices of a chip
+    float32: float = 1.0  # times as long as of bfloat16 does a product of float32 take; a TPU rounds its factors
 
     @property
     def vector(self) -> float:
@@ -50,9 +52,9 @@ CHIPS = {
         Chip("v5p", 459e12, 95 * GIB, 2765e9, 100e9, 128, 4, 2, wrap=4),
         Chip("v6e", 918e12, 32 * GIB, 1638e9, 100e9, 256, 4, wrap=16),
         Chip("tpu7x", 2307e12, 192 * GIB, 7380e9, 100e9, 256, 4, 2, 2, wrap=4, bridge=600e9),
-        Chip("A100", 312e12, 80e9, 2039e9, 300e9),
-        Chip("H100", 989e12, 80e9, 3350e9, 450e9),
-        Chip("H200", 989e12, 141e9, 4800e9, 450e9),
+        Chip("A100", 312e12, 80e9, 2039e9, 300e9, float32=2.0),
+        Chip("H100", 989e12, 80e9, 3350e9, 450e9, float32=2.0),
+        Chip("H200", 989e12, 141e9, 4800e9, 450e9, float32=2.0),
     )
 }
 

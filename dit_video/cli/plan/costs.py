@@ -14,6 +14,7 @@ from typing import Any
 from dit_video.cli.plan.chips import Wiring, padded
 from dit_video.cli.plan.hlo import Computation, Instruction, Module, groups, trip_count
 from dit_video.cli.plan.kernels import Kernel, read_kernel
+from dit_video.cli.plan.library import Call, read_call
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute",
                "collective-broadcast")  # fmt: skip
@@ -37,6 +38,7 @@ class Cost:
     kernel_seconds: float = 0.0  # of the seconds: in kernels
     bytes: float = 0.0  # to and from the device's memory
     wire: float = 0.0  # bytes of collectives
+    unread: float = 0.0  # calls whose work is not known: with one, the seconds say nothing
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -59,7 +61,7 @@ class Work:
     """What an instruction does by itself."""
 
     flops: float = 0.0
-    padded: float = 0.0  # with sides filled up to those of the matrix units
+    padded: float = 0.0  # with sides filled up to those of the matrix units, in time of bfloat16
     vector: float = 0.0
     bytes: float = 0.0
 
@@ -169,8 +171,15 @@ class _Reader:
             return self.computation(instruction.called("to_apply")[0])
         if opcode in FREE or opcode.endswith(("-start", "-done", "-update")) or opcode in COLLECTIVES:
             return Cost()
-        if opcode == "custom-call" and "tpu_custom_call" in instruction.rest:
-            return self._kernel(read_kernel(instruction.rest, self.chip.unit))
+        if opcode == "custom-call":
+            if "tpu_custom_call" in instruction.rest:
+                return self._kernel(read_kernel(instruction.rest, self.chip.unit))
+            try:
+                call = read_call(here, instruction)
+            except ValueError:
+                return Cost(unread=1.0)
+            if call is not None:
+                return self._library(call)
         work = self._work(here, instruction)
         products = work.padded / (self.flops * self.efficiency.products)
         compute = max(products, work.vector / self.vector)
@@ -185,6 +194,19 @@ class _Reader:
         seconds = max(compute, memory)
         return Cost(seconds, compute, memory, flops=kernel.flops, kernel_seconds=seconds, bytes=kernel.bytes)
 
+    def _library(self, call: Call) -> Cost:
+        efficiency = self.efficiency.kernels if call.kernel else self.efficiency.products
+        compute = call.flops * self._slower(call.dtype) / (self.flops * efficiency)
+        memory = call.bytes / (self.bandwidth * self.efficiency.memory)
+        seconds = max(compute, memory)
+        return Cost(
+            seconds, compute, memory, flops=call.flops, kernel_seconds=seconds * call.kernel, bytes=call.bytes
+        )  # fmt: skip
+
+    def _slower(self, dtype: str) -> float:
+        """How much longer than bfloat16's a product of such factors takes."""
+        return self.chip.float32 if dtype == "f32" else 1.0
+
     def _work(self, here: Computation, instruction: Instruction) -> Work:
         """Products and vector operations, also of what is fused; bytes at its border."""
         return self._inside(here, instruction) + Work(bytes=self._bytes(here, instruction))
@@ -198,7 +220,7 @@ class _Reader:
             count, contracted, side = product(here, instruction)
             flops = 2.0 * count * contracted
             full = padded(contracted, self.chip.unit) * padded(side, self.chip.unit) / (contracted * side)
-            return Work(flops, flops * full)
+            return Work(flops, flops * full * self._slower(here.operand(instruction, 0).shapes[0].dtype))
         if opcode in ARITHMETIC:
             of = here.operand(instruction, 0) if opcode == "reduce" else instruction
             return Work(vector=float(max(shape.count for shape in of.shapes)))

@@ -62,9 +62,14 @@ class Plan:
     change: str | None = None  # what would make it fit
 
     @property
+    def timed(self) -> bool:
+        """Whether its seconds mean something."""
+        return self.fits and self.target.chip is not None and not self.cost.unread
+
+    @property
     def mfu(self) -> float | None:
         chip = self.target.chip
-        known = chip and self.fits and self.cost.seconds
+        known = chip and self.timed and self.cost.seconds
         return self.model_flops / (self.cost.seconds * self.target.chips * chip.flops) if known else None
 
     def price(self, an_hour: float, times: int = 1000) -> float:
@@ -73,7 +78,7 @@ class Plan:
 
     def report(self) -> dict[str, Any]:
         """Plain data."""
-        c, timed = self.cost, self.target.chip is not None and self.fits
+        c, timed = self.cost, self.timed
         return {
             "fits": self.fits,
             "topology": self.target.name,
@@ -84,7 +89,8 @@ class Plan:
             "step_seconds": c.seconds if timed else None,
             "by": {"compute": c.compute, "memory": c.memory, "collectives": c.collectives, "exposed": c.exposed}
             if timed else None,
-            "parts": {name: part.seconds for name, part in self.parts.items()} if timed else None,
+            "parts": {name: None if part.unread else part.seconds for name, part in self.parts.items()}
+            if self.fits and self.target.chip else None,
             "tokens": self.tokens,
             "model_flops": self.model_flops,
             "program_flops": c.flops * len(self.target.devices),
