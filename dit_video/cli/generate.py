@@ -143,14 +143,21 @@ def prepare_jax(device: str) -> None:
     """
     import jax
 
+    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    choose_device(device)
+
+
+def choose_device(device: str) -> None:
+    """Chooses the platform and meets its devices. Raises MissingError for one that is not there."""
+    import jax
+
     from dit_video.core.errors import MissingError
     from dit_video.core.log import log
 
     if device != "auto":
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(device, device))
-    jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     try:
         log.debug("devices: %s", jax.devices())
     except RuntimeError as error:

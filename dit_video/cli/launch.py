@@ -60,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--mount", action="append", default=[], metavar="SOURCE:PATH",
                         help="gs://BUCKET, or for slurm a folder, seen at PATH (data, models); repeatable")  # fmt: skip
     parser.add_argument("--max_restarts", type=int, default=50, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto", help="as for train")
     parser.add_argument("--wait", type=float, metavar="SECONDS",
                         help="how long each host waits for the others, before all start again")  # fmt: skip
     parser.add_argument("--output", metavar="PATH",
@@ -152,14 +153,15 @@ def named_slice(experiment: str, topology: str | None) -> "Slice | None":
 
 def check(args: argparse.Namespace, devices: int) -> None:
     """The experiment with its fields, on so many devices. Raises BadInput before anything is paid for."""
-    from dit_video.core.config import load_experiment, override, packaged_experiments
+    from dit_video.core.config import dtype_changes, load_experiment, override, packaged_experiments
     from dit_video.core.errors import BadInput
     from dit_video.core.log import log
     from dit_video.train.lora import FineTune
 
     # `--data FOLDER` names what the machines see, which need not be here.
     fields = {name: value for name, value in args.overrides.items() if name != "data"}
-    experiment = override(load_experiment(args.experiment), fields).check()
+    experiment = load_experiment(args.experiment)
+    experiment = override(experiment, fields | dtype_changes(experiment, args.experiment, args.dtype)).check()
     data, fsdp, *_ = experiment.mesh.resolve(devices)
     if experiment.batch % (data * fsdp):
         raise BadInput(
@@ -204,9 +206,10 @@ def job_name(args: argparse.Namespace) -> str:
 
 def train_command(args: argparse.Namespace, workdir: str) -> list[str]:
     wait = [] if args.wait is None else ["--wait", f"{args.wait:g}"]
+    dtype = [] if args.dtype == "auto" else ["--dtype", args.dtype]
     fields = [part for name, value in args.overrides.items() for part in (f"--{name}", value)]
     where = ["--workdir", workdir, "--device", DEVICE[args.target]]
-    return ["dit-video", "train", args.experiment, *where, *wait, *fields]
+    return ["dit-video", "train", args.experiment, *where, *wait, *dtype, *fields]
 
 
 def values(args: argparse.Namespace, chosen: "Slice | None") -> dict[str, Value]:

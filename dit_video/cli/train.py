@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     for an unknown experiment or field before anything is compiled."""
     from dit_video.cli.generate import prepare_jax
     from dit_video.core.cluster import join_cluster
-    from dit_video.core.config import fields_of, load_experiment, override
+    from dit_video.core.config import dtype_changes, load_experiment, override
     from dit_video.core.cores import one_device_a_core
     from dit_video.core.errors import BadInput
 
@@ -70,14 +70,7 @@ def run(args: argparse.Namespace) -> int:
         changes["init"] = args.init
     if args.vae is not None:
         changes["vae"] = args.vae
-    if args.dtype != "auto":
-        dtypes = [name for name in fields_of(experiment) if name.startswith("objective.") and name.endswith(".dtype")]
-        if not dtypes:
-            raise BadInput(
-                f"--dtype {args.dtype}: {args.experiment} takes its sizes from its `init`, the dtype too. "
-                f"--matmul_precision {args.dtype} rounds the factors of its matrix products."
-            )
-        changes |= dict.fromkeys(dtypes, args.dtype)
+    changes |= dtype_changes(experiment, args.experiment, args.dtype)
     experiment = override(experiment, changes)
     for name in ("init", "vae"):  # a run is opened from other folders, too
         given = getattr(experiment, name)

@@ -117,6 +117,20 @@ def fields_of(cfg: Any, prefix: str = "") -> list[str]:
     return names
 
 
+def dtype_changes(experiment: Any, name: str, dtype: str) -> dict[str, str]:
+    """What `--dtype` changes: all that an objective computes in. `name` is for people; nothing for "auto". Raises
+    `BadInput` where an experiment takes its sizes from a model."""
+    if dtype == "auto":
+        return {}
+    found = [field for field in fields_of(experiment) if field.startswith("objective.") and field.endswith(".dtype")]
+    if not found:
+        raise BadInput(
+            f"--dtype {dtype}: {name} takes its sizes from its `init`, the dtype too. "
+            f"--matmul_precision {dtype} rounds the factors of its matrix products."
+        )
+    return dict.fromkeys(found, dtype)
+
+
 def override(cfg: Any, changes: dict[str, str]) -> Any:
     """A copy of `cfg` with dotted fields replaced, each parsed by its annotation.
 

@@ -43,9 +43,7 @@ def image_table(cfg: ImageConfig) -> Table:
     for foreign, ours in _LINEARS.items():
         rows.append(_row(f"{_LAYER}{foreign}.weight", f"layers/{ours}/kernel", LINEAR))
         rows.append(_row(f"{_LAYER}{foreign}.bias", f"layers/{ours}/bias"))
-    return Table(
-        rows=tuple(rows), ignored=(r"(vision_model\.)?embeddings\.position_ids", r"visual_projection\.weight")
-    )
+    return Table(rows=tuple(rows), ignored=(r"(vision_model\.)?embeddings\.position_ids", r"visual_projection\.weight"))
 
 
 def from_transformers(config: dict[str, Any]) -> ImageConfig:

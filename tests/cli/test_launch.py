@@ -320,6 +320,15 @@ def test_clips_that_the_machines_see_need_not_be_here(launch):
     assert "--data /shared/latents --batch 16" in text
 
 
+def test_the_dtype_goes_to_train(launch, capsys):
+    assert "--device gpu --dtype bfloat16 --batch 16" in launch(
+        "toyworld", *SLURM, "--dtype", "bfloat16", "--batch", "16"
+    )
+    assert "--dtype" not in launch("toyworld", *SLURM, "--batch", "16")
+    assert main(["launch", "lora_folder", *SLURM, "--init", "x", "--dtype", "bfloat16"]) == 2
+    assert "--matmul_precision" in capsys.readouterr().err
+
+
 def test_only_what_launch_wrote_is_replaced(launch, tmp_path, capsys):
     mine = tmp_path / "mine.yaml"
     mine.write_text("kind: Deployment\n")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 EPILOG = """\
 The programs that `train` (or `generate`) would run are compiled with the real compiler: for a TPU slice that is named,
 from anywhere (it needs libtpu: pip install 'jax[tpu]'), else for the devices of this machine. Memory is the compiler's
-word; times are read from the program and data sheets. Any field of the experiment can be given, as for train.
+word; times are read from the program and data sheets. Any field of the experiment can be given, as for train; what
+--data names changes no shape and is not looked at.
 
 examples:
   dit-video plan wan_1_3b_v5e_16
@@ -33,6 +34,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("experiment", metavar="EXPERIMENT", help="a file with EXPERIMENT in it, or a name")
     parser.add_argument("--topology", metavar="NAME", help="v5e:4x4, v5p:2x4x4, v6e:8x8, tpu7x:2x2x2, ... (default: "
                         "the one that the experiment's docstring names); local: the devices here")  # fmt: skip
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="of this machine")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "auto"), default="auto", help="as for train")
     parser.add_argument("--generate", action="store_true", help="plan for generating a clip instead of training")
     parser.add_argument("--steps_per_clip", type=int, metavar="N", help="with --generate (default: 50)")
     parser.add_argument("--price", type=float, metavar="X", help="of a chip for an hour, in any currency")
@@ -43,16 +46,23 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compiles, reads, prints. 0: it fits; 2: it does not. Raises BadInput, MissingError."""
     from dit_video.cli.launch import named_slice
-    from dit_video.core.config import load_experiment, override
+    from dit_video.core.config import dtype_changes, load_experiment, override
     from dit_video.core.errors import BadInput
 
-    experiment = override(load_experiment(args.experiment), args.overrides)
+    fields = {name: value for name, value in args.overrides.items() if name != "data"}
+    experiment = load_experiment(args.experiment)
+    experiment = override(experiment, fields | dtype_changes(experiment, args.experiment, args.dtype))
     if args.price is not None and args.price <= 0:
         raise BadInput(f"--price {args.price:g}: more than 0")
     steps = args.steps_per_clip
     if steps is not None and (steps < 1 or not args.generate):
         raise BadInput(f"--steps_per_clip {steps}: 1 or more" if args.generate else "--steps_per_clip: of --generate")
     where = None if args.topology == "local" else named_slice(args.experiment, args.topology)
+
+    if where is None:
+        meet_devices(args.device, None if args.generate else experiment)
+    elif args.device not in ("auto", "tpu"):
+        raise BadInput(f"--device {args.device}: this plan is for {where}. For the devices here: --topology local")
 
     from dit_video.cli.plan.devices import local_target, slice_target
 
@@ -70,6 +80,17 @@ def run(args: argparse.Namespace) -> int:
         report["price"] = round(plan.price(args.price, 1 if args.generate else 1000), 4)
     print(json.dumps(report) if args.json else describe(plan, report, args.generate))
     return 0 if plan.fits else 2
+
+
+def meet_devices(device: str, trained: Any) -> None:
+    """The devices of this machine, as `train` would have them for an experiment. Raises MissingError for one that is
+    not there."""
+    from dit_video.cli.generate import choose_device
+    from dit_video.core.cores import one_device_a_core
+
+    if trained is not None and trained.cores:
+        one_device_a_core(device, trained.fits)
+    choose_device(device)
 
 
 def describe(plan: "Plan", report: dict[str, Any], clip: bool) -> str:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from dit_video.cli.plan.abstract import Program, Shapes, device_bytes, filled, placed_at, vae_of
 from dit_video.cli.plan.costs import Cost
 from dit_video.cli.plan.predict import Plan, Target, refused, with_change
+from dit_video.core.errors import BadInput
 from dit_video.core.mesh import MeshShape, make_mesh, over_frames, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.guidance import Guidance
@@ -29,6 +30,7 @@ from dit_video.models.dit import flops
 from dit_video.models.image_encoder import ImageConfig
 from dit_video.train.experiment import Experiment
 from dit_video.train.lora import FineTune
+from dit_video.train.vae import Reconstruct
 from dit_video.weights.place import placed
 
 STEPS = 50  # the default of the Wan family
@@ -36,7 +38,13 @@ STEPS = 50  # the default of the Wan family
 
 def plan_generation(experiment: Experiment, target: Target, steps: int | None = None, search: bool = True) -> Plan:
     """A clip of the experiment's first bucket, with guidance, both branches in one batch. With `search`, where it does
-    not fit, the first of `meshes` that makes it fit is compiled too, and named."""
+    not fit, the first of `meshes` that makes it fit is compiled too, and named. Raises `BadInput` for an experiment
+    that trains no denoiser."""
+    if isinstance(experiment.objective, Reconstruct):
+        raise BadInput(
+            "--generate: this experiment trains a VAE, which makes no clip by itself. Plan its training without "
+            "--generate, or a clip with an experiment of a denoiser, such as toyworld."
+        )
     steps = STEPS if steps is None else steps
     plan = _plan_generation(experiment, target, steps)
     if plan.fits or not search:

@@ -134,6 +134,51 @@ def test_json_and_exit_code(plan, capsys, monkeypatch):
     assert "does NOT fit; it would with: --batch 1" in capsys.readouterr().out
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """`planned(...)`: the experiment that a command line would plan."""
+    seen = []
+
+    def keep(experiment, target, search):
+        seen.append(experiment)
+        return Plan(target, "", {"total": 1}, True, Cost())
+
+    monkeypatch.setattr(predict, "plan_training", keep)
+
+    def planned(*line):
+        assert main(["plan", *line, "--topology", "local", "--json"]) == 0
+        return seen[-1]
+
+    return planned
+
+
+def test_the_line_of_train_is_taken(planned, capsys):
+    """What `--data` names changes no shape, and need not be here; the dtype is that of everything computed."""
+    objective = planned("toyworld", "--data", "no/such/folder", "--dtype", "bfloat16", "--device", "cpu").objective
+    assert objective.dit.dtype == objective.text.dtype == "bfloat16"
+    assert main(["plan", "finetune_folder", "--dtype", "bfloat16", "--topology", "local"]) == 2
+    assert "--matmul_precision bfloat16" in capsys.readouterr().err
+    assert main(["plan", "toyworld", "--topology", "v5e:2x2", "--device", "cpu"]) == 2
+    assert "--topology local" in capsys.readouterr().err
+
+
+def test_on_a_cpu_a_plan_is_of_the_devices_that_training_makes(planned, monkeypatch):
+    asked = []
+    monkeypatch.setattr("dit_video.core.cores.one_device_a_core", lambda device, fits: asked.append((device, fits(2))))
+    planned("toyworld")
+    assert asked == [("auto", True)]
+    planned("toyworld", "--cores", "false")
+    monkeypatch.setattr("dit_video.cli.plan.generation.plan_generation", lambda e, target, *_, **__: Plan(
+        target, "", {"total": 1}, True, Cost()))  # fmt: skip
+    assert main(["plan", "toyworld", "--topology", "local", "--generate", "--json"]) == 0
+    assert len(asked) == 1  # a clip is made on one
+
+
+def test_a_vae_makes_no_clip(capsys):
+    assert main(["plan", "toyworld_vae", "--generate", "--topology", "local"]) == 2
+    assert "a VAE, which makes no clip" in capsys.readouterr().err
+
+
 def test_an_unknown_slice(capsys):
     assert main(["plan", "toyworld", "--topology", "v5e:3x3"]) == 2
     assert "no such slice" in capsys.readouterr().err
