@@ -5,7 +5,8 @@ direction: "How to Scale Your Model" (jax-ml.github.io/scaling-book), "How to Th
 bidirectional bandwidth of a chip over its links. The clock follows from the peak: two operations for each cell of the
 matrix units in a cycle. A vector unit takes four operations on 8 x 128 numbers in a cycle (the same book, appendix C,
 of v5; assumed of what came after). NVIDIA: the data sheets of A100, H100, H200 (dense bfloat16, SXM); float32 is JAX's
-default there, TF32, at half of that.
+default there, TF32, at half of that. HBM of a TPU is not the sheet's number but what the compiler lets a
+program have of it: the limit that libtpu 0.0.42 names where it gives up.
 """
 
 import math
@@ -21,7 +22,7 @@ class Chip:
 
     name: str
     flops: float  # bfloat16, dense
-    hbm: float  # bytes
+    hbm: float  # bytes that programs may have
     bandwidth: float  # of HBM
     link: float  # of one link to a neighbour, one way
     unit: int = 1  # side of a matrix unit: products are padded to multiples of it
@@ -48,10 +49,10 @@ GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 16 * GIB, 819e9, 50e9, 128, 4, wrap=16),
-        Chip("v5p", 459e12, 95 * GIB, 2765e9, 100e9, 128, 4, 2, wrap=4),
-        Chip("v6e", 918e12, 32 * GIB, 1638e9, 100e9, 256, 4, wrap=16),
-        Chip("tpu7x", 2307e12, 192 * GIB, 7380e9, 100e9, 256, 4, 2, 2, wrap=4, bridge=600e9),
+        Chip("v5e", 197e12, 15.75 * GIB, 819e9, 50e9, 128, 4, wrap=16),
+        Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 100e9, 128, 4, 2, wrap=4),
+        Chip("v6e", 918e12, 31.25 * GIB, 1638e9, 100e9, 256, 4, wrap=16),
+        Chip("tpu7x", 2307e12, 2 * 94.75 * GIB, 7380e9, 100e9, 256, 4, 2, 2, wrap=4, bridge=600e9),
         Chip("A100", 312e12, 80e9, 2039e9, 300e9, float32=2.0),
         Chip("H100", 989e12, 80e9, 3350e9, 450e9, float32=2.0),
         Chip("H200", 989e12, 141e9, 4800e9, 450e9, float32=2.0),

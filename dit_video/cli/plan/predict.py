@@ -159,10 +159,12 @@ def _plan_training(experiment: Experiment, target: Target) -> Plan:
 def refused(error: Exception) -> int:
     """Bytes that the compiler would have needed, from what it said when it gave up. Raises the error again when it is
     about something else."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT])i?B? of ", str(error))
+    said = r"[Uu]sed ([\d.]+)([KMGT])i?B? of |memory required for [^(]*\(([\d.]+)([KMGT])\) exceeds"
+    found = re.search(said, str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or found is None:
         raise error
-    return int(float(found[1]) * 1024.0 ** ("KMGT".index(found[2]) + 1))
+    number, unit = (part for part in found.groups() if part)
+    return int(float(number) * 1024.0 ** ("KMGT".index(unit) + 1))
 
 
 def changes(experiment: Experiment) -> Iterator[tuple[str, Experiment]]:

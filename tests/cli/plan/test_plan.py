@@ -106,6 +106,8 @@ def test_no_change_wants_other_devices(mesh):
 def test_what_the_compiler_said_when_it_gave_up():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded by 4.25G."
     assert refused(RuntimeError(said)) == 20 * 2**30
+    alone = "the total memory required for HLO temporaries (596.05G) exceeds available HBM (15.75G)."
+    assert refused(RuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {alone}")) == int(596.05 * 2**30)
     with pytest.raises(RuntimeError, match="something else"):
         refused(RuntimeError("something else"))
 
@@ -219,6 +221,19 @@ def test_a_clip_from_a_given_frame():
     assert denoise.dit.in_channels > denoise.dit.out_channels
     plan = plan_generation(experiment, here(1e12), 2)
     assert plan.fits and plan.hbm["total"] > plan.hbm["parameters"] > 0
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_the_limit_is_the_compilers(name):
+    """What it says when it gives up."""
+    target = slice_target(parse_slice(name))
+    place = jax.sharding.SingleDeviceSharding(target.devices[0])
+    shape = jax.ShapeDtypeStruct((400_000, 400_000), np.float16, sharding=place)
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jax.jit(lambda x: x @ x, out_shardings=place).lower(shape).compile()
+    assert f"({target.hbm / 2**30:.2f}G)" in str(error.value) and refused(error.value) > target.hbm
 
 
 @needs_compiler
