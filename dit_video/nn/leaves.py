@@ -65,14 +65,14 @@ class Adapted:
         return self.weight.shape
 
 
-def to_int8(weight: Float[np.ndarray, "*rest I O"], scale_dtype: Any = np.float32) -> Int8:
-    """Rounds a weight on the host, a matrix at a time. The largest magnitude of a column is 127."""
-    matrices = weight.reshape(-1, *weight.shape[-2:])
-    values = np.empty(matrices.shape, np.int8)
-    scale = np.empty((len(matrices), 1, weight.shape[-1]), scale_dtype)
-    for i, matrix in enumerate(matrices):
-        matrix = np.asarray(matrix, np.float32)
-        step = np.maximum(np.abs(matrix).max(-2, keepdims=True), np.finfo(np.float32).tiny) / 127
-        scale[i] = step
-        values[i] = np.clip(np.round(matrix / scale[i].astype(np.float32)), -127, 127)
-    return Int8(values.reshape(weight.shape), scale.reshape(*weight.shape[:-2], 1, weight.shape[-1]))
+def to_int8(weight: Any, scale_dtype: Any = np.float32) -> Int8:
+    """Rounds a weight (*rest, in, out) on the host, a matrix at a time, each asked for when its turn comes
+    (`weight[at]`). The largest magnitude of a column is 127."""
+    *rest, rows, columns = weight.shape
+    values = np.empty((*rest, rows, columns), np.int8)
+    scale = np.empty((*rest, 1, columns), scale_dtype)
+    for at in np.ndindex(*rest):
+        matrix = np.asarray(weight[at], np.float32)
+        scale[at] = np.maximum(np.abs(matrix).max(-2, keepdims=True), np.finfo(np.float32).tiny) / 127
+        values[at] = np.clip(np.round(matrix / scale[at].astype(np.float32)), -127, 127)
+    return Int8(values, scale)

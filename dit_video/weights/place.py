@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from dit_video.core.errors import BadInput
 from dit_video.nn.leaves import Int8, OnHost, to_int8
 from dit_video.weights.model import weight_dtype
-from dit_video.weights.names import flatten, unflatten
+from dit_video.weights.names import Stored, flatten, unflatten
 
 KEPT = ("float32", "bfloat16", "float16", "int8")
 
@@ -24,7 +24,7 @@ def place(
     offload: bool = False,
 ) -> dict[Any, Any]:
     """A tree of arrays (NumPy's, `Stored`, or on devices already) on the default device, or as the tree of shardings
-    `where` says. On the host there is never more than one array of it.
+    `where` says. On the host there is never more than one array of it, as it is kept, and one layer as it is stored.
 
     keep: what matrices are kept as: a dtype, or "int8" (the matrices of layers in eight bits with one scale a column,
     the others in bfloat16); None keeps each array's own. offload: the matrices of layers stay in the host's memory and
@@ -39,7 +39,7 @@ def place(
         spot = None if spots is None else spots[path]
         layers = _in_layers(path, leaf.shape)
         if keep == "int8" and layers and not isinstance(leaf, Int8):
-            leaf = to_int8(np.asarray(leaf))
+            leaf = to_int8(leaf if isinstance(leaf, Stored) else np.asarray(leaf))
         elif not isinstance(leaf, Int8):
             kind = weight_dtype(path, {None: leaf.dtype, "int8": "bfloat16"}.get(keep, keep))
             leaf = leaf.astype(kind) if isinstance(leaf, jax.Array) else np.asarray(leaf, kind)

@@ -1,6 +1,7 @@
 """Weights on devices: in fewer bits, in the host's memory, over a mesh; one at a time."""
 
 import runpy
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -63,6 +64,26 @@ def test_over_a_mesh(tiny):
     up = place(tiny.params["dit"], where, "int8")["blocks"]["up"]["kernel"]
     assert up.values.addressable_shards[0].data.shape == (2, 8, 24)
     np.testing.assert_array_equal(up.values, place(tiny.params["dit"], keep="int8")["blocks"]["up"]["kernel"].values)
+
+
+def test_layers_of_a_file_become_eight_bits_one_at_a_time():
+    """The stack as it is stored, four times the bytes, is never in memory."""
+    layers = np.random.default_rng(0).standard_normal((32, 128, 128)).astype(np.float32)
+    pieces = {(i,): layers[i].copy for i in range(len(layers))}
+    stored = Stored("", layers.shape, layers.dtype, pieces, "a file")
+
+    def kept():
+        return place({"blocks": {"up": {"kernel": stored}}}, keep="int8")["blocks"]["up"]["kernel"]
+
+    kept()  # what JAX makes once is not counted
+    tracemalloc.start()
+    small = kept()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert layers.nbytes / 4 < peak < layers.nbytes / 2
+    whole = to_int8(layers)
+    np.testing.assert_array_equal(small.values, whole.values)
+    np.testing.assert_array_equal(small.scale, whole.scale)
 
 
 def test_stored_arrays_are_read_once_cast_and_let_go():
