@@ -1,9 +1,11 @@
 """The model card of an export: what it is, from its config and its evaluation, and what it cannot do."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from dit_video.core.errors import BadInput, MissingError
+from dit_video.export.programs import logits_bytes
 from dit_video.weights.find import parse_json
 from dit_video.weights.model import Model
 
@@ -60,12 +62,27 @@ def card(title: str, model: Model, about: dict[str, Any], scores: dict[str, Any]
             "Longer films and changes of prompt are with `dit-video generate` only; there is no sound." if opened else
             "Sound, pictures as input, longer films and changes of prompt are not in this export."
         ),
+        *_logits(model, about),
         *([f"- It loads with {life['by']} until {life['until']}. Then: `{life['renew']}`."] if life else []),
         "",
         "Licence: that of the weights it was made from. Sizes, versions and checksums: manifest.json.",
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _logits(model: Model, about: dict[str, Any]) -> list[str]:
+    """A line about attention that holds all logits of a layer, where these are large."""
+    usual = tuple(about["defaults"][name] for name in ("num_frames", "height", "width"))
+    frames, height, width = shape = max(map(tuple, about["shapes"] or [usual]), key=math.prod)
+    fixed, size = bool(about["shapes"]) and about["format"] == "stablehlo", logits_bytes(model, shape)
+    if about["format"] == "diffusers" or fixed or size < 1e9:
+        return []
+    hint = f" Exported with `--shapes {frames}x{height}x{width}` it has them in pieces."
+    return [
+        f"- Attention holds all logits of a layer at once: {size / 1e9:,.0f} GB for {frames} frames of "
+        f"{width}x{height}.{hint if about['format'] == 'stablehlo' else ''}"
+    ]
 
 
 def _quoted(package: str) -> str:

@@ -10,6 +10,7 @@ Weights are dicts {path: array}, without what a part does not use. In the sample
 of ids and lengths holds the prompts and then the negative prompts. Latents are normalised, frames uint8.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,9 @@ from dit_video.weights.names import flatten, unflatten
 
 Weights = dict[str, Array]
 PARTS = ("text", "dit", "vae")
+# Tokens of a clip from which a program of fixed sizes has attention in pieces: the logits of a layer grow with their
+# square, and would be 100 GB for 81 frames of 832x480 in the smallest Wan. (`chunked` counts rows, so no symbols.)
+LONG = 4096
 DECODING = ("decoder/", "post_quant_conv/")  # of the VAE's weights: an export only decodes
 
 
@@ -53,6 +57,17 @@ def portable(model: Model, dtype: str, back: str) -> Model:
     )
 
 
+def tokens(model: Model, shape: Sequence[int]) -> int:
+    """Of the denoiser, for a clip of these frames, height and width."""
+    latents = model.vae.latent_shape(*shape)[:3]
+    return math.prod(size // side for size, side in zip(latents, model.dit.patch, strict=True))
+
+
+def logits_bytes(model: Model, shape: Sequence[int]) -> int:
+    """What attention of a layer holds at once where it is not in pieces, with both branches of guidance."""
+    return 4 * (1 + (model.defaults.guidance != 1.0)) * model.dit.heads * tokens(model, shape) ** 2
+
+
 def sized(name: str, shape: Sequence[int] | None) -> str:
     """The stem of a program's file: its name, and its frames, height and width where these are fixed."""
     return name if shape is None else f"{name}_{'x'.join(map(str, shape))}"
@@ -67,6 +82,12 @@ class Programs:
     @cached_property
     def solver(self) -> Solver:
         return solver_named(self.model.defaults.solver)
+
+    def at(self, shape: Sequence[int]) -> "Programs":
+        """These for clips of fixed sizes: attention of long ones is in pieces."""
+        if tokens(self.model, shape) <= LONG:
+            return self
+        return Programs(replace(self.model, dit=replace(self.model.dit, attention="chunked")))
 
     @property
     def guided(self) -> bool:

@@ -1,7 +1,7 @@
 """StableHLO by `jax.export`: every program for CPU, CUDA and TPU in one file, weights as arguments from safetensors.
 
 Batch, frames, height, width, rows of text and steps stay symbolic, unless shapes are asked for: then frames, height and
-width are those. Such files are a cache and no archive: JAX promises to read them for six months. The archive is the
+width are those, and attention of long clips is in pieces. Such files are a cache and no archive: JAX promises to read them for six months. The archive is the
 model folder, from which they are made again.
 """
 
@@ -120,6 +120,7 @@ def lowered(
     programs: Programs, name: str, shape: Shape | None, dtype: str, platforms: Sequence[str] = PLATFORMS
 ) -> export.Exported:
     """One program for the platforms; for any shape, or for the one given."""
+    programs = programs if shape is None else programs.at(shape)
     parts, others = signatures(programs, shape, dtype)[name]
     weights = [{path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in store(programs, part, dtype).items()}
                for part in parts]  # fmt: skip

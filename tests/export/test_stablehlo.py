@@ -21,7 +21,7 @@ from dit_video.core.types import Text, Time
 from dit_video.data.video import read_video
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.schedule import Schedule
-from dit_video.export import stablehlo
+from dit_video.export import programs, stablehlo
 from dit_video.export.card import card
 from dit_video.export.folder import Order, Target, describe
 from dit_video.export.programs import Programs, portable
@@ -122,6 +122,38 @@ def test_any_shape_gives_the_numbers_of_the_package(model, rng):
     time, length = np.array([0.3, 0.9], np.float32), np.array([7, 5], np.int32)
     wanted = jax.jit(model.module("dit"))(x, Time(time[:, None]), Text(rows, length))
     np.testing.assert_allclose(exported.call(weights, x, time, rows, length), wanted, atol=2e-5)
+
+
+def test_attention_of_a_long_clip_of_fixed_size_is_in_pieces(model, rng, monkeypatch):
+    """On no platform is there a number for every pair of tokens; the velocity is the package's."""
+    shape, pairs = (5, 272, 512), re.compile("x1088x1088x")
+    assert programs.tokens(model, shape) == 1088
+    at_once = stablehlo.lowered(Programs(model), "denoiser", shape, "float32")
+    monkeypatch.setattr(programs, "LONG", 1000)
+    program = stablehlo.lowered(Programs(model), "denoiser", shape, "float32")
+    assert pairs.search(at_once.mlir_module()) and not pairs.search(program.mlir_module())
+    weights = {path: np.asarray(x) for path, x in Programs(model).weights("dit").items()}
+    x = rng.standard_normal((1, *model.vae.latent_shape(*shape)[:3], 4)).astype(np.float32)
+    rows = rng.standard_normal((1, 7, 24)).astype(np.float32)
+    time, length = np.array([0.3], np.float32), np.array([5], np.int32)
+    wanted = jax.jit(model.module("dit"))(x, Time(time[:, None]), Text(rows, length))
+    np.testing.assert_allclose(program.call(weights, x, time, rows, length), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name, shapes, said",
+    [
+        ("stablehlo", (), "GB for 81 frames of 832x480. Exported with `--shapes 81x480x832` it has them in pieces"),
+        ("stablehlo", ((81, 480, 832),), ""),
+        ("onnx", ((81, 480, 832), (5, 32, 32)), "GB for 81 frames of 832x480.\n"),
+        ("onnx", ((5, 32, 32),), ""),
+    ],
+)
+def test_the_card_says_what_attention_holds(model, name, shapes, said):
+    defaults = replace(model.defaults, num_frames=81, height=480, width=832)
+    order = Order(replace(model, defaults=defaults), "float32", 3.0, shapes)
+    text = card("a title", order.model, describe(Target(name, "", ()), order), None)
+    assert said in text and ("Attention holds all logits" in text) is bool(said)
 
 
 def test_the_manifest_says_what_is_there(out, model):
@@ -313,10 +345,27 @@ def test_weights_that_are_not_there_are_named(run, capsys, tmp_path):
         assert run["main"](line) == 2
         assert "weights/dit.safetensors is damaged: " in capsys.readouterr().err
         file.unlink()
-        assert run["main"](line) == 2
+        assert run["main"](line) == 3
         assert "weights/dit.safetensors is missing. Copy the export again" in capsys.readouterr().err
     finally:
         file.write_bytes(whole)
+
+
+def test_a_tokenizer_that_is_not_there_is_named(run):
+    """In the exports of both formats: what reads it is the same."""
+    about = json.loads((run["HERE"] / "manifest.json").read_text())
+    file = run["HERE"] / "tokenizer" / "spiece.model"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:100])
+        with pytest.raises(run["BadInput"], match="spiece.model is damaged"):
+            run["tokens"](about, "a")
+        file.unlink()
+        with pytest.raises(run["Missing"], match=r"spiece.model is missing\. Copy the export again"):
+            run["tokens"](about, "a")
+    finally:
+        file.write_bytes(whole)
+    assert run["tokens"](about, "a")[0].shape[0] == 1
 
 
 @pytest.mark.parametrize(
