@@ -1,5 +1,5 @@
-"""Attention: every back end against a plain softmax, their gradients, the memory of the chunked one; cuDNN's is lowered
-and not run, the TPU's is interpreted."""
+"""Attention: every back end against a plain softmax, their gradients, the memory of the chunked one; cuDNN's is lowered,
+and run where there is a GPU; the TPU's is interpreted."""
 
 import re
 from functools import partial
@@ -199,3 +199,37 @@ def test_cudnn_is_lowered_for_a_gpu_on_a_machine_without_one(monkeypatch):
     assert calls == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward", "__cudnn$fmhaScaleBiasSoftmax",
                      "__cudnn$fmhaScaleBiasSoftmaxBackward"}  # fmt: skip
     assert door.cudnn in BACKENDS.values()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_cudnn_gives_values_and_gradients(biased):
+    """In bfloat16, against the plain softmax, on a GPU (JAX_PLATFORMS=cuda,cpu)."""
+    try:
+        place = jax.devices("gpu")[0]
+    except RuntimeError:
+        pytest.skip("no NVIDIA GPU here: cuDNN's values and gradients are not tested")
+    agree("cudnn", place, biased)
+
+
+def agree(backend, place, biased):
+    *heads, bias = inputs(L=256, S=128, K=64)
+    heads, weight = [x.astype(jnp.bfloat16) for x in heads], inputs(L=256, K=64, seed=1)[0]
+    heads, bias, weight = jax.device_put((heads, bias if biased else None, weight), place)
+
+    def loss(heads, backend):
+        out = attention(*heads, bias=bias, backend=backend)
+        return jnp.sum(weight * out.astype(jnp.float32)), out
+
+    want, got = (jax.jit(jax.value_and_grad(partial(loss, backend=b), has_aux=True))(heads) for b in ("xla", backend))
+    for a, b in zip(jax.tree.leaves((want[0][1], want[1])), jax.tree.leaves((got[0][1], got[1])), strict=True):
+        a, b = np.float64(a), np.float64(b)
+        assert np.linalg.norm(b - a) < 0.02 * np.linalg.norm(a)
+
+
+def test_what_a_gpu_is_asked_is_asked_of_what_a_cpu_has():
+    """The comparison above, which few machines run, holds where there is nothing to find, and finds what there is."""
+    here = jax.devices("cpu")[0]
+    agree("chunked", here, True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError):
+        patch.setitem(BACKENDS, "chunked", lambda q, k, v, bias, scale: door.plain(q, k, v, bias, 1.05 * scale))
+        agree("chunked", here, True)
