@@ -5,14 +5,17 @@
     python -m venv onnx-env && onnx-env/bin/pip install jax2onnx safetensors
     python tools/exports.py --stablehlo hlo-env/bin/python --onnx ort-env/bin/python --converter onnx-env/bin/python
 
-Prompts from the suite, seed 0, the model's defaults, float32. Stores tools/results/exports.json. (For diffusers:
-tools/same_frames.py.) With --wan the models are tiny random ones of the structures of Wan 2.1 and 2.2, diffusers
-(`pip install '.[parity]'`) is one of the runtimes, and the file is exports_wan.json.
+Prompts from the suite, seed 0, the model's defaults, float32. Stores tools/results/exports.json, or the same in --out;
+exit code 1 when frames are far from generate's. (For diffusers: tools/same_frames.py.) With --wan the models are tiny
+random ones of the structures of Wan 2.1 and 2.2, diffusers (`pip install '.[parity]'`) is one of the runtimes, and the
+file is exports_wan.json.
 """
 
 import argparse
+import os
 import runpy
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -59,6 +62,15 @@ def judged(made: Any, wanted: Any) -> list[Any]:
     return [found["clips"], near, found["largest_difference"], found["identical_clips"]]
 
 
+def without_this_package(python: str) -> None:
+    """SystemExit where an interpreter could import it: then a run in it would prove nothing."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run([python, "-c", "import dit_video"], cwd=elsewhere, env=environment, capture_output=True)
+    if not done.returncode:
+        raise SystemExit(f"{python} has dit_video: name one that has only what run.py needs")
+
+
 def rows(args: argparse.Namespace, model: str | None, prompts: list[str], folder: Path) -> list[list[Any]]:
     """A row a runtime: its name, `COLUMNS`, seconds a clip and megabytes, of what run.py makes in its environment."""
     from dit_video import VideoPipeline
@@ -69,6 +81,7 @@ def rows(args: argparse.Namespace, model: str | None, prompts: list[str], folder
     wanted = VideoPipeline.from_pretrained(model, dtype="float32")(prompts, seed=0).frames
     found = []
     for name, python in runtimes.items():
+        without_this_package(python)
         began = time.perf_counter()
         frames = run_export(python, outs[name], prompts, 0)
         spent = (time.perf_counter() - began) / len(prompts)
@@ -108,8 +121,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stablehlo", metavar="PYTHON", help="an interpreter with what its run.py needs")
     parser.add_argument("--onnx", metavar="PYTHON", help="the same for ONNX")
     parser.add_argument("--converter", metavar="PYTHON", help="an interpreter with jax2onnx (default: this one)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the results go (default: tools/results)")
     args = parser.parse_args(argv)
-    from measure import store
+    from measure import RESULTS, store
 
     from dit_video.evals.prompts import suite
 
@@ -123,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             name, columns = "exports", ["", *COLUMNS, "seconds a clip, cold", "MB"]
             found = rows(args, args.model, prompts, Path(folder))
-    store(name, made_by=command(args, count), columns=columns, rows=found)
+    store(name, args.out or RESULTS, made_by=command(args, count), columns=columns, rows=found)
     near = [float(row[columns.index(COLUMNS[1])][:-2]) for row in found]
     sys.exit(0 if min(near) >= 99.9 else 1)
 

@@ -1,8 +1,8 @@
 """StableHLO by `jax.export`: every program for CPU, CUDA and TPU in one file, weights as arguments from safetensors.
 
 Batch, frames, height, width, rows of text and steps stay symbolic, unless shapes are asked for: then frames, height and
-width are those, and attention of long clips is in pieces. Such files are a cache and no archive: JAX promises to read them for six months. The archive is the
-model folder, from which they are made again.
+width are those, and attention of long clips is in pieces. Such files are a cache and no archive: JAX promises to read
+them for six months. The archive is the model folder, from which they are made again.
 """
 
 from collections.abc import Sequence

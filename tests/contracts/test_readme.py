@@ -4,11 +4,14 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from dit_video.export import onnx, stablehlo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,8 +59,21 @@ def test_the_two_commands_come_first():
 def test_continuous_integration_runs_them_from_here():
     text = (ROOT / ".ci" / "run").read_text()
     assert 'tools/readme.py" "$1"' in text
-    assert "\nreadme_command 1\n" in text
-    assert "\nreadme_command 2\n" in text
+    newer, _, older = text.partition("\n# -- 3.11, whole")
+    assert "\n  readme_command 1\n" in newer.partition("interpreter 3.12)")[2]
+    assert re.search(r"\n  pytest( tests/\S+){5}\n", newer)
+    assert all((ROOT / path).exists() for path in re.findall(r"tests/\S+", newer))
+    assert "\nreadme_command 1\n" in older
+    assert "\nreadme_command 2\n" in older
+    assert older.rstrip().splitlines()[-1] == 'say "done${left_out:+, but $left_out}"'
+
+
+def test_continuous_integration_runs_exports_with_what_their_cards_ask_for():
+    """And nothing else: `run.py` in an environment of its own."""
+    text = (ROOT / ".ci" / "run").read_text()
+    for name, needs in (("stablehlo", stablehlo.NEEDS), ("onnx", onnx.NEEDS)):
+        assert f'"$work/{name}/bin/python" -m pip install --quiet {shlex.join(needs)}' in text
+        assert f'--{name} "$work/{name}/bin/python"' in text.partition("\npython tools/exports.py --count 2 ")[2]
 
 
 def test_tags_are_few_and_give_reasons():

@@ -17,15 +17,29 @@ def test_what_is_stored_is_near(checkout):
     assert {(row[0], row[1]) for row in onboard} == {("stablehlo", 16), ("onnx", 16)}
 
 
-def test_what_is_stored_says_how_it_is_made_again(load, monkeypatch):
+def test_what_is_stored_says_how_it_is_made_again(load, checkout, monkeypatch, tmp_path):
     """Interpreters as placeholders: they are asked for."""
     tool, seen = load("exports.py"), []
     monkeypatch.setitem(tool["main"].__globals__, "rows", lambda *_: [["onnx", 2, "100.000 %", 0, 2, 1.0, 1.0]])
-    monkeypatch.setattr("measure.store", lambda name, **data: seen.append((name, data["made_by"])))
+    monkeypatch.setattr("measure.store", lambda name, folder, **data: seen.append((name, folder, data["made_by"])))
+    results = checkout / "tools" / "results"
     for given in ("--count 2 --onnx PYTHON", "--model a --count 3 --stablehlo PYTHON --onnx PYTHON --converter PYTHON"):
-        with pytest.raises(SystemExit, match="0"):
-            tool["main"](given.replace("PYTHON", "env/bin/python").split())
-        assert seen.pop() == ("exports", f"python tools/exports.py {given}")
+        for more, folder in (([], results), (["--out", str(tmp_path)], tmp_path)):
+            with pytest.raises(SystemExit, match="0"):
+                tool["main"]([*given.replace("PYTHON", "env/bin/python").split(), *more])
+            assert seen.pop() == ("exports", folder, f"python tools/exports.py {given}")
+
+
+def test_an_interpreter_that_has_this_package_proves_nothing(load, tmp_path):
+    """Whether it has it is asked of the interpreter itself, in a folder of its own."""
+    check = load("exports.py")["without_this_package"]
+    for name, code in (("with", 0), ("without", 1)):
+        python = tmp_path / name
+        python.write_text(f'#!/bin/sh\n[ ! -e dit_video ] && [ -z "$PYTHONPATH" ] && exit {code}\n')
+        python.chmod(0o755)
+    check(str(tmp_path / "without"))
+    with pytest.raises(SystemExit, match="has dit_video"):
+        check(str(tmp_path / "with"))
 
 
 @pytest.mark.parity
