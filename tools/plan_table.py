@@ -6,6 +6,8 @@
 
 Needs the TPU compiler (libtpu), no TPU. Rows are stored as they are done, in tools/results/plan.json and
 tools/results/published.json. The published figures: README of AI-Hypercomputer/maxdiffusion, with its layout and tiles.
+Where one of them is of the same kind of chip and of work, the ready experiments are compared with its layout: the
+model's operations a chip and second, both predicted.
 """
 
 import json
@@ -14,7 +16,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent / "results"
 GIB = 2**30
 READY = {  # experiment -> flags
+    "toyworld": ["--topology", "local", "--device", "cpu"],
     "wan_1_3b_v5e_16": [],
     "wan_1_3b_v6e_64": [],
     "wan_5b_v6e_64": [],
@@ -32,6 +34,9 @@ READY = {  # experiment -> flags
 }
 COLUMNS = ["experiment", "topology", "chips", "HBM of a device, GiB", "there", "fits", "step or clip, s", "MFU, %",
            "compiled in, s"]  # fmt: skip
+TIMES = "times the calibration layout"
+PUBLISHED_COLUMNS = ["measured elsewhere", "topology", "published, s", "predicted, s", "error, %",
+                     "HBM of a device, GiB", "there", "MFU, %"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,24 @@ def stored(name: str) -> dict[str, list[Any]]:
     return {row[0]: row for row in json.loads(path.read_text())["rows"]} if path.is_file() else {}
 
 
+def store_plans(rows: dict[str, list[Any]]) -> None:
+    """With a column for the layouts that others measured, where one of these was predicted. Between layouts of one kind
+    of chip the share of its peak (MFU) says how many times the operations a chip and second are."""
+    measured = stored("published")
+    layouts: dict[tuple[str, bool], float] = {}
+    for case in PUBLISHED:
+        row = dict(zip(PUBLISHED_COLUMNS, measured.get(case.name, []), strict=False))
+        if row.get("MFU, %"):
+            layouts.setdefault((case.topology.partition(":")[0], case.generate), row["MFU, %"])
+    made = []
+    for name in (name for name in READY if name in rows):
+        row = rows[name][: len(COLUMNS)]
+        other = layouts.get((row[COLUMNS.index("topology")].partition(":")[0], "--generate" in READY[name]))
+        mfu = row[COLUMNS.index("MFU, %")]
+        made.append([*row, mfu / other if mfu and other else None] if layouts else row)
+    store("plan", [*COLUMNS, TIMES] if layouts else COLUMNS, made, "python tools/plan_table.py")
+
+
 def ready(names: list[str]) -> None:
     """`dit-video plan` for each, in a process of its own."""
     rows = stored("plan")
@@ -74,11 +97,11 @@ def ready(names: list[str]) -> None:
         if done.returncode not in (0, 2):
             sys.exit(f"{name}: exit code {done.returncode}")
         plan = json.loads(done.stdout)
-        seconds, mfu = plan["step_seconds"], plan["mfu"]
-        rows[name] = [name, plan["topology"], plan["chips"], plan["hbm_bytes"]["total"] / GIB, plan["hbm_limit"] / GIB,
+        seconds, mfu, limit = plan["step_seconds"], plan["mfu"], plan["hbm_limit"]
+        rows[name] = [name, plan["topology"], plan["chips"], plan["hbm_bytes"]["total"] / GIB, limit and limit / GIB,
                       plan["fits"], seconds, mfu and 100 * mfu, plan["compile_seconds"]]  # fmt: skip
         print(rows[name], file=sys.stderr, flush=True)
-        store("plan", COLUMNS, [rows[known] for known in READY if known in rows], "python tools/plan_table.py")
+        store_plans(rows)
 
 
 def peers_attention(q: Any, k: Any, v: Any, bias: Any, scale: float) -> Any:
@@ -120,18 +143,18 @@ def published() -> None:
     base, rows = load_experiment("wan_14b_v5p_32"), []
     dit = replace(base.objective.denoise.dit, attention="peers", remat="block")
     objective = replace(base.objective, denoise=replace(base.objective.denoise, dit=dit, tokens=512))
-    columns = ["measured elsewhere", "topology", "published, s", "predicted, s", "error, %", "HBM of a device, GiB",
-               "there"]  # fmt: skip
     for case in PUBLISHED:
         experiment = replace(base, objective=objective, batch=1, mesh=MeshShape(*case.mesh))
         target = slice_target(parse_slice(case.topology))
-        make = plan_generation if case.generate else partial(predict.plan_training, search=False)
-        plan = make(experiment, target)
-        seconds = plan.cost.seconds
-        rows.append([case.name, case.topology, case.seconds, seconds, 100 * (seconds / case.seconds - 1),
-                     plan.hbm["total"] / GIB, target.hbm / GIB])  # fmt: skip
+        make = plan_generation if case.generate else predict.plan_training
+        plan = make(experiment, target, search=False)
+        seconds = plan.cost.seconds if plan.timed else None  # none of what the compiler refuses
+        error = seconds and 100 * (seconds / case.seconds - 1)
+        rows.append([case.name, case.topology, case.seconds, seconds, error, plan.hbm["total"] / GIB, target.hbm / GIB,
+                     plan.mfu and 100 * plan.mfu])  # fmt: skip
         print(rows[-1], file=sys.stderr, flush=True)
-        store("published", columns, rows, "python tools/plan_table.py published")
+        store("published", PUBLISHED_COLUMNS, rows, "python tools/plan_table.py published")
+    store_plans(stored("plan"))
 
 
 def main() -> None:
