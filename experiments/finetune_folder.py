@@ -3,9 +3,9 @@
     dit-video train experiments/finetune_folder.py --data.path clips/ --workdir runs/mine
 
 `clips/` holds `*.mp4` with a `*.txt` beside each, or a `metadata.jsonl` with `file_name` and `text`; pictures are
-one-frame videos. Files are resampled to 8 frames a second, resized and cropped to the nearest bucket. Videos
-of four seconds and more also teach how to go on from what was (`--extend`); shorter ones cannot. A few hundred steps
-take minutes on two CPU cores.
+one-frame videos. Files are resampled to 8 frames a second (`--data.fps 16`: the run's own clips have 16 then), resized
+and cropped to the nearest bucket. Videos of four seconds and more also teach how to go on from what was (`--extend`);
+shorter ones cannot. A few hundred steps take minutes on two CPU cores.
 """
 
 from dit_video.data.buckets import Bucket

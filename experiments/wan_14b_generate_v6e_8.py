@@ -2,7 +2,7 @@
 
 8 chips of v6e, v6e:2x4: prompt and negative prompt on 4 chips each, tokens split between the 4.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720
+    dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720 --fps 16
     dit-video plan experiments/wan_14b_generate_v6e_8.py
     dit-video launch wan_14b_generate_v6e_8 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan14b --data gs://BUCKET/latents

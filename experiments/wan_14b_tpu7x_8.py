@@ -2,7 +2,7 @@
 
 8 chips of tpu7x, tpu7x:2x2x2, which are 16 devices: a clip on every 4 devices, its tokens split between them.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720
+    dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720 --fps 16
     dit-video plan experiments/wan_14b_tpu7x_8.py
     dit-video launch wan_14b_tpu7x_8 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan14b --data gs://BUCKET/latents

@@ -2,7 +2,7 @@
 
 32 chips of v5p, v5p:2x4x4: a clip on every 4 chips, its tokens split between them.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720
+    dit-video data build clips gs://BUCKET/latents --model models/wan14b --buckets 81x720x1280,81x1280x720 --fps 16
     dit-video plan experiments/wan_14b_v5p_32.py
     dit-video launch wan_14b_v5p_32 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan14b --data gs://BUCKET/latents

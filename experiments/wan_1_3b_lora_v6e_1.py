@@ -2,7 +2,7 @@
 
 1 chip of v6e, v6e:1x1.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan --buckets 81x480x832,81x832x480
+    dit-video data build clips gs://BUCKET/latents --model models/wan --buckets 81x480x832,81x832x480 --fps 16
     dit-video plan experiments/wan_1_3b_lora_v6e_1.py
     dit-video launch wan_1_3b_lora_v6e_1 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan --data gs://BUCKET/latents

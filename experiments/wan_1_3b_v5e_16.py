@@ -2,7 +2,7 @@
 
 16 chips of v5e, v5e:4x4: the weights over all of them, a clip on each.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan --buckets 81x480x832,81x832x480
+    dit-video data build clips gs://BUCKET/latents --model models/wan --buckets 81x480x832,81x832x480 --fps 16
     dit-video plan experiments/wan_1_3b_v5e_16.py
     dit-video launch wan_1_3b_v5e_16 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan --data gs://BUCKET/latents

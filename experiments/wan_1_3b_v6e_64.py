@@ -2,7 +2,7 @@
 
 64 chips of v6e, v6e:8x8: the weights over all of them, a clip on each.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan --buckets 81x480x832,81x832x480
+    dit-video data build clips gs://BUCKET/latents --model models/wan --buckets 81x480x832,81x832x480 --fps 16
     dit-video plan experiments/wan_1_3b_v6e_64.py
     dit-video launch wan_1_3b_v6e_64 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan --data gs://BUCKET/latents

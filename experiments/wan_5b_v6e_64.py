@@ -2,7 +2,7 @@
 
 64 chips of v6e, v6e:8x8: the weights over all of them, a clip on each.
 
-    dit-video data build clips gs://BUCKET/latents --model models/wan5b --buckets 121x704x1280,121x1280x704
+    dit-video data build clips gs://BUCKET/latents --model models/wan5b --buckets 121x704x1280,121x1280x704 --fps 24
     dit-video plan experiments/wan_5b_v6e_64.py
     dit-video launch wan_5b_v6e_64 --target gke --workdir gs://BUCKET/runs --image REGISTRY/dit_video \
         --mount gs://BUCKET:/bucket --init /bucket/models/wan5b --data gs://BUCKET/latents

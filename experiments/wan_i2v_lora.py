@@ -46,7 +46,7 @@ EXPERIMENT = Experiment(
         lora=LoRA(rank=16, alpha=16.0),
         keep="int8",
     ),
-    data=Folder(),
+    data=Folder(fps=16.0),  # as these models were trained
     buckets=(Bucket(49, 480, 832), Bucket(49, 832, 480)),
     optimizer=Optimizer(kind="adamw", lr=1e-4, warmup=50, weight_decay=0.0),
     steps=2000,

@@ -37,7 +37,7 @@ EXPERIMENT = Experiment(
         ),
         lora=LoRA(rank=16, alpha=16.0),
     ),
-    data=Folder(),
+    data=Folder(fps=16.0),  # as Wan 2.1 was trained; TI2V 5B of Wan 2.2: 24
     buckets=(Bucket(49, 480, 832), Bucket(49, 832, 480), Bucket(1, 480, 832)),
     optimizer=Optimizer(kind="adamw", lr=1e-4, warmup=50, weight_decay=0.0),
     steps=2000,

@@ -98,7 +98,7 @@ def _add_build(kinds: "argparse._SubParsersAction") -> None:
         "--retry_broken", action="store_true",
         help="make the shards anew that left out files which could not be read: they were mended, or are within reach",
     )  # fmt: skip
-    files.add_argument("--fps", type=float, help="frames a second of the clips (default: as the experiment says)")
+    files.add_argument("--fps", type=float, help="frames a second of the clips (default: the experiment's, or M's)")
     files.add_argument(
         "--scene", type=float, default=24.0,
         help="change from frame to frame, of 255, that ends a scene; 0: a file is one scene (default %(default)s)",
@@ -161,8 +161,8 @@ def _build(args: argparse.Namespace) -> int:
         min_motion=args.min_motion, max_motion=args.max_motion,
     )  # fmt: skip
     options = Options(cutting.check(), args.pictures, args.chunk, args.items, args.stored).check()
-    buckets, material = _material(args, cutting)
     prepare_jax(args.device)
+    buckets, material = _material(args, cutting)
     vae, encode = _encoder(args.model, material.reader)
     builder = Builder(Store(args.out), material, buckets, encode, vae, options)
     progress = Progress(show=not args.quiet)
@@ -206,8 +206,25 @@ def _material(args: argparse.Namespace, cutting: Any) -> tuple[Any, Any]:
         )
     if given := [f"--{name}" for name in ("count", *DRAWN) if getattr(args, name) is not None]:
         raise BadInput(f"{', '.join(given)}: for toyworld; {args.src} has the clips that it has")
-    source = replace(source, held_out=args.held_out, fps=source.fps if args.fps is None else args.fps)
+    rate = args.fps
+    if rate is None and args.model is not None and not named:
+        rate = _rate(args.model)
+    source = replace(source, held_out=args.held_out, fps=source.fps if rate is None else rate)
     return buckets, folder(source, buckets, cutting, args.workers)
+
+
+def _rate(model: str) -> float | None:
+    """Frames a second of the clips that a model makes; None for what is a VAE alone."""
+    from dit_video.core.errors import BadInput, MissingError
+    from dit_video.core.log import log
+    from dit_video.weights.runs import open_base
+
+    try:
+        rate = open_base(model).defaults.fps
+    except (BadInput, MissingError):
+        return None
+    log.info("clips of %g frames a second, as %s makes them (--fps for others)", rate, model)
+    return rate
 
 
 def _encoder(model: str | None, reader: Any) -> tuple[dict[str, Any], Any]:

@@ -155,6 +155,20 @@ def test_bad_input(tmp_path, capsys, line, why):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("given, rate", [([], 8.0), (["--model", "M"], 12.0), (["--model", "M", "--fps", "9"], 9.0)])
+def test_a_folder_is_cut_at_the_rate_of_the_model(given, rate, tiny, tmp_path, monkeypatch):
+    from dit_video.cli import data
+
+    seen = []
+    monkeypatch.setattr("dit_video.data.build.folder", lambda source, *rest: seen.append(source))
+    model = save_model(dataclasses.replace(tiny, defaults=dataclasses.replace(tiny.defaults, fps=12.0)), tmp_path / "M")
+    line = ["build", "clips", str(tmp_path), *(str(model) if word == "M" else word for word in given)]
+    parser = argparse.ArgumentParser()
+    data.add_parser(parser.add_subparsers(dest="verb"))
+    data._material(parser.parse_args(["data", *line]), None)
+    assert seen[0].fps == rate
+
+
 def test_what_is_drawn_more_often(tmp_path, monkeypatch):
     """Fields of toyworld as flags: how the weights on board were taught what they learnt last."""
     from dit_video.cli import data

@@ -1,5 +1,6 @@
 """Every experiment is a frozen constant that survives a round trip, can be overridden, and traces on its own mesh."""
 
+import argparse
 import ast
 import dataclasses
 
@@ -9,8 +10,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
+from dit_video.cli import data
 from dit_video.core import config
 from dit_video.core.types import Extra
+from dit_video.data.buckets import parse_buckets
+from dit_video.data.folder import Folder
 from dit_video.models.image_encoder import ImageConfig
 from dit_video.train.conditions import Batch
 from dit_video.train.lora import FineTune
@@ -18,6 +22,7 @@ from dit_video.train.step import TrainState, loss_of, make_step, trained
 from dit_video.train.vae import Reconstruct
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import abstract
+from dit_video.weights.released import RELEASES
 from dit_video.weights.runs import load_vae
 
 NAMES = sorted(config.packaged_experiments())
@@ -56,6 +61,28 @@ def test_docstring_gives_the_command(name):
     path = config.packaged_experiments()[name]
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"dit-video train experiments/{name}.py" in text or f"dit-video train {name}" in text, text
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("wan_")])
+def test_clips_for_a_released_model_have_its_rate(name):
+    experiment = config.load_experiment(name)
+    dit = experiment.objective.denoise.dit
+    (rate,) = {
+        release.defaults.fps
+        for (_, heads, channels, _), release in RELEASES.items() if (heads, channels) == (dit.heads, dit.in_channels)
+    }  # fmt: skip
+    if isinstance(experiment.data, Folder):
+        assert experiment.data.fps == rate
+        return
+    text = ast.get_docstring(ast.parse(config.packaged_experiments()[name].read_text())) or ""
+    (line,) = (line for line in text.splitlines() if "data build" in line)
+    parser = argparse.ArgumentParser()
+    data.add_parser(parser.add_subparsers(dest="verb"))
+    args = parser.parse_args(line.split()[1:])
+    assert args.fps == rate
+    assert {str(bucket) for bucket in parse_buckets(args.buckets)} <= {
+        str(dataclasses.replace(bucket, share=1.0)) for bucket in experiment.buckets
+    }
 
 
 def shape(*size: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
