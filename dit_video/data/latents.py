@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.files import beside, cache_folder
 from dit_video.core.log import log
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder
-from dit_video.data.loader import Sample, generator, stack
+from dit_video.data.loader import Sample, Toyworld, generator, stack
 from dit_video.data.pool import OTHER_DATA, Encoded, Tokenize
 from dit_video.data.shards import (
     HELD_OUT,
@@ -54,9 +54,26 @@ class Latents:
     noise: float = 1.0
     cache: str | None = None
 
+    @property
+    def fps(self) -> float | None:
+        """Of the clips that were encoded. None for clips of several rates, and where nothing (finished) is there."""
+        try:
+            return _rate(read_manifest(Store(self.path)).get("source", {}))
+        except (BadInput, MissingError, OSError):
+            return None  # `open` says what is wrong
+
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> "LatentReader":
         """Raises `MissingError` when nothing (finished) is there, `BadInput` when it has no clips for the buckets."""
         return LatentReader(self, tuple(buckets), held_out)
+
+
+def _rate(source: dict[str, Any]) -> float | None:
+    """Frames a second of what a manifest names as its source."""
+    if "merged" in source:
+        rates = {_rate(one) for one in source["merged"]}
+        return rates.pop() if len(rates) == 1 else None
+    toyworld = source.get("class", "").endswith(":Toyworld")
+    return Toyworld().fps if toyworld else source.get("fps")
 
 
 def source_at(path: str) -> Latents | Folder:

@@ -62,6 +62,11 @@ class Reader(Protocol):
 class Source(Protocol):
     """Settings of a data set."""
 
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of its clips; None where that is not known."""
+        ...
+
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> Reader:
         """`held_out`: the part that training never sees. Raises `MissingError` when there is nothing to read."""
         ...
@@ -81,6 +86,12 @@ class Toyworld:
     plain: float = 0.5  # share of scenes that a plain prompt asks for
     two: float = 0.25  # share of two objects among the others
     often: tuple[tuple[str, float], ...] = ()  # shapes and motions that training is shown so many times as often
+
+    @property
+    def fps(self) -> float:
+        from dit_video.data.toyworld.scene import FPS
+
+        return FPS
 
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> "ToyworldReader":
         """Raises `BadInput` for a word that is no shape and no motion, and for shares that are none."""

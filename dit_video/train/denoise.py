@@ -29,6 +29,7 @@ from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
 from dit_video.train.experiment import Experiment
 from dit_video.train.given import encode_frames, look_at
+from dit_video.train.sampled import Shown, as_trained, say_rate, shown
 from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.folder import load_model
 from dit_video.weights.model import Defaults, Model, scheduler
@@ -107,7 +108,7 @@ class Denoise:
     # "board", a model, or a folder with a tokenizer; None: that of `init`, else a new one. With `init` no other.
     tokenizer: str | None = None
     tokenizer_captions: int = 8000  # captions that a new tokenizer is trained on
-    defaults: Defaults | None = None  # size, steps and guidance that the model is sampled with; None: those of `init`
+    defaults: Defaults | None = None  # size, steps and guidance that the model is sampled with; None: as the clips are
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["Denoise", Base]:
         """The objective with its sizes filled in, and the VAE and the tokenizer.
@@ -156,11 +157,28 @@ class Denoise:
             bucket.check_latents(config.stride, config.factor, dit.patch)
         if not any(c.share > 0 for c in self.crops):
             raise BadInput("objective.crops: one share must be positive")
-        # A curve for the cache was measured with other weights than the run's, and what it learns has its own shift.
-        theirs = start and replace(start.defaults, cache=(), shift=None)
-        defaults = self.defaults or theirs or run.resolved("defaults") or Defaults()
-        filled = replace(self, dit=dit, text=text, defaults=defaults)
+        filled = replace(self, dit=dit, text=text, defaults=self._sampled(experiment, run, start, config.stride))
         return filled, Base(config, params, tokenizer, start, experiment.prompts)
+
+    def _sampled(self, experiment: Experiment, run: Run, start: Model | None, stride: int) -> Defaults:
+        """As the experiment says, or as the run stored it, or as the clips are; with a warning where these differ."""
+        what = self.shown(experiment, stride)
+        defaults = self.defaults or (run.resolved("defaults") if run.has_checkpoint() else None)
+        if defaults is None:
+            # A curve for the cache was measured with other weights than the run's, and what it learns has its own shift
+            return as_trained(start and replace(start.defaults, cache=(), shift=None), what)
+        say_rate(what, defaults.fps, "this run", f"Give --objective.defaults.fps {what.fps:g}, or other clips.")
+        if (size := (defaults.height, defaults.width)) not in what.sizes:
+            log.warning(
+                "objective.defaults has %dx%d (height x width), and the buckets are %s: clips will be made at a size "
+                "that training did not show. Give objective.defaults one of theirs.",
+                *size, ", ".join("{}x{}".format(*one) for one in what.sizes),
+            )  # fmt: skip
+        return defaults
+
+    def shown(self, experiment: Experiment, stride: int) -> Shown:
+        """What training shows, to a VAE that compresses time by `stride`."""
+        return shown(experiment.data, experiment.buckets, [(crop.slots, crop.share) for crop in self.crops], stride)
 
     def _check_tokenizer(self, start: Model, name: str) -> None:
         if self.tokenizer is not None and load_tokenizer(self.tokenizer).model != start.tokenizer.model:

@@ -28,6 +28,7 @@ from dit_video.train.conditions import Batch
 from dit_video.train.denoise import Base, Denoise, LatentStream, check_trainable
 from dit_video.train.experiment import Experiment
 from dit_video.train.given import check_shown
+from dit_video.train.sampled import say_rate
 from dit_video.weights.folder import read
 from dit_video.weights.lora import save_lora, tuned
 from dit_video.weights.model import Model, abstract, denoiser, shapes
@@ -147,6 +148,9 @@ class FineTune:
             if self.scratch:
                 raise BadInput("scratch: adapters stand beside a trained denoiser. Set objective.lora to none.")
             self.lora.paths(dit)
+        rate = start.defaults.fps
+        remedy = f"Give --data.fps {rate:g}; clips that were encoded are built again, with --fps {rate:g}."
+        say_rate(self.denoise.shown(experiment, start.vae.stride), rate, experiment.init, remedy)
         denoise = replace(self.denoise, dit=dit, text=text, path=path, defaults=start.defaults)
         return replace(self, denoise=denoise, digest=run.check_start(start)), base
 

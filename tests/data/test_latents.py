@@ -13,6 +13,7 @@ from dit_video.core.files import sha256
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder
 from dit_video.data.latents import EncodedStream, Latents, source_at
+from dit_video.data.loader import Toyworld
 from dit_video.data.shards import FORMAT, Posterior, Record, open_shard, pack, write_json, write_shard
 from dit_video.data.store import Store
 
@@ -82,6 +83,18 @@ def same(a, b):
     for (_, x, _), (_, y, _) in zip(a, b, strict=True):
         for u, v in zip(x, y, strict=True):
             np.testing.assert_array_equal(u, v)
+
+
+def test_the_rate_is_that_of_the_clips_that_were_encoded(built):
+    def rate(source):
+        manifest = json.loads((built / "manifest.json").read_text())
+        (built / "manifest.json").write_text(json.dumps(manifest | {"source": source}))
+        return Latents(str(built)).fps
+
+    mine, toyworld = to_dict(Folder("clips", fps=16.0)), to_dict(Toyworld())
+    assert (rate(mine), rate(toyworld)) == (16.0, 8.0)
+    assert (rate({"merged": [mine, mine]}), rate({"merged": [mine, toyworld]})) == (16.0, None)
+    assert Latents(str(built / "nowhere")).fps is None
 
 
 def test_what_is_read_is_what_was_written(built):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from dit_video.core.errors import BadInput
 from dit_video.data.buckets import Bucket
+from dit_video.data.folder import Folder
 from dit_video.data.loader import Toyworld
 from dit_video.data.pool import Pool
 from dit_video.models.vae import VAEConfig
@@ -178,9 +180,10 @@ def test_init_brings_sizes_weights_vae_and_tokenizer(tiny, tmp_path):
     assert base.tokenizer.model == tiny.tokenizer.model
 
 
-def test_a_start_brings_how_it_is_sampled(tiny, tmp_path):
+def test_a_start_brings_how_it_is_sampled(tiny, tmp_path, caplog):
     """Not the curve for the cache, which was measured with its weights, nor the shift, for training has its own; a run
     that goes on has what it stored."""
+    caplog.set_level(logging.INFO, "dit_video")
     curve = ((0.1, 0.2, 0.3),)
     start = dataclasses.replace(tiny, defaults=dataclasses.replace(tiny.defaults, cache=curve, shift=8.0))
     objective = Denoise(pool=POOL, tokens=32)
@@ -191,6 +194,10 @@ def test_a_start_brings_how_it_is_sampled(tiny, tmp_path):
     assert filled.defaults == tiny.defaults and filled.model(start.params, base).defaults == tiny.defaults
     given = dataclasses.replace(objective, defaults=Defaults(guidance=7.0))
     assert given.resolve(e, run)[0].defaults == Defaults(guidance=7.0)
+    assert "has 64x64 (height x width), and the buckets are 32x32" in caplog.text
+    wide = dataclasses.replace(e, data=Folder("clips", fps=16.0), buckets=(Bucket(9, 48, 64),))
+    found = objective.resolve(wide, run)[0].defaults
+    assert (found.fps, found.height, found.width, found.sizes) == (16.0, 48, 64, ((48, 64),))
 
     stored = Defaults(guidance=1.5)  # as runs of earlier versions have it, whatever they began with
     run.save_experiment(dataclasses.replace(e, objective=dataclasses.replace(filled, defaults=stored)))

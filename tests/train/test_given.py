@@ -1,5 +1,6 @@
 """Image-to-video models and pairs of denoisers are trained on what generation gives them, when it does."""
 
+import logging
 import runpy
 from dataclasses import replace
 from functools import partial
@@ -134,6 +135,18 @@ def test_an_expert_is_tuned_at_its_own_times(expert, part, clips, tmp_path, monk
     assert made.params[tuned] == "learnt" and made.params[other] is model.params[other] and made.parts == model.parts
     t = objective.denoise.path.sample_time(jax.random.key(0), 4096)
     assert part[0] <= float(t.min()) and float(t.max()) <= part[1]
+
+
+def test_clips_of_another_rate_than_the_models_are_told(clips, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "dit_video")
+    model = variant("t2v")
+    monkeypatch.setattr("dit_video.train.lora.open_base", lambda name: model)
+    e = experiment(clips)
+    e.objective.resolve(e, Run(tmp_path / "run"))
+    assert "frames a second" not in caplog.text
+    model = replace(model, defaults=replace(model.defaults, fps=16.0))
+    e.objective.resolve(e, Run(tmp_path / "run"))
+    assert "8 frames a second, and models/x makes 16" in caplog.text and "Give --data.fps 16" in caplog.text
 
 
 def test_what_a_model_cannot_be_shown_is_refused(clips, tmp_path, monkeypatch):
