@@ -87,7 +87,9 @@ def _add_build(kinds: "argparse._SubParsersAction") -> None:
     build.add_argument(
         "--pictures", type=int, default=4, help="frames of each clip encoded alone too (default %(default)s)"
     )
-    build.add_argument("--chunk", type=int, default=16, help="clips encoded at once (default %(default)s)")
+    build.add_argument(
+        "--chunk", type=int, default=16, help="clips encoded at once, fewer of large ones (default %(default)s)"
+    )
     build.add_argument("--items", type=int, default=256, help="files or drawn clips a shard (default %(default)s)")
     build.add_argument("--stored", choices=("float16", "float32"), default="float16", help="(default %(default)s)")
     files = build.add_argument_group("for folders of clips")
@@ -234,7 +236,7 @@ def _encoder(model: str | None, reader: Any) -> tuple[dict[str, Any], Any]:
     from flax import nnx
 
     from dit_video.data.shards import Posterior
-    from dit_video.train.denoise import encode_clips
+    from dit_video.train.encode import encode_clips
     from dit_video.weights.encoder import encoder_digest
     from dit_video.weights.model import abstract
     from dit_video.weights.runs import load_vae

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from dit_video.core.errors import BadInput
 from dit_video.core.sizes import frames_rule, nearest_frames, nearest_size, size_rule
 
+AT_ONCE = 2**22  # pixels that a device encodes at once: in the widest layer of Wan's VAE they are 1.6 GB
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -24,6 +26,11 @@ class Bucket:
         """Raises `BadInput` for frames off 4k+1, and for sizes off `multiple` pixels."""
         frames_rule(self.frames)
         size_rule(self.height, self.width, multiple)
+
+    def at_once(self, chunk: int, ways: int = 1) -> int:
+        """Clips of this size that are encoded together on `ways` devices: `chunk`, a multiple of these, or as few as
+        their pixels ask for; one a device at least."""
+        return min(chunk, ways * max(1, AT_ONCE // (self.frames * self.height * self.width)))
 
     def check_latents(self, stride: int, factor: int, patch: tuple[int, int, int]) -> None:
         """Raises `BadInput` for a size that is not a whole number of a denoiser's patches of the latents of a VAE that

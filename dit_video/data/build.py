@@ -55,7 +55,7 @@ class Options:
 
     cutting: Cutting = Cutting()
     pictures: int = 4  # frames of each clip that are encoded alone too, as given pictures are
-    chunk: int = 16  # clips encoded at once
+    chunk: int = 16  # clips encoded at once, fewer of large ones
     items: int = 256  # items a shard
     dtype: str = "float16"  # of what is stored; its rounding is a tenth of the noise that is added
 
@@ -262,13 +262,13 @@ class Builder:
         pictures = draw_pictures(rng, 1, self.options.pictures, self.buckets[clip.bucket].frames)[0]
         waiting = shard.waiting.setdefault(clip.bucket, [])
         waiting.append((key, clip, pictures))
-        if len(waiting) == self.options.chunk:
+        if len(waiting) == self.buckets[clip.bucket].at_once(self.options.chunk):
             self.flush(shard, clip.bucket)
 
     def flush(self, shard: _Shard, bucket: int) -> None:
         """Encodes the clips that wait; a chunk that is not full is filled up, so that one program serves all."""
         waiting = shard.waiting.pop(bucket)
-        full = np.resize(np.arange(len(waiting)), self.options.chunk)
+        full = np.resize(np.arange(len(waiting)), self.buckets[bucket].at_once(self.options.chunk))
         samples = [Sample(0, bucket, clip.caption, clip.arrays) for _, clip, _ in waiting]
         numbers = np.stack([waiting[i][2] for i in full])
         clips, pictures = self.encode(stack([samples[i] for i in full]).arrays, bucket, numbers)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from dit_video.core.errors import BadInput
+from dit_video.core.log import log
 from dit_video.data.loader import Reader, Sample, deal_draws, generator, same_processes, stack
 
 _BATCH, _ORDER, _BUCKETS, _PICTURES = 1, 2, 3, 4  # what a generator is for
@@ -32,7 +33,7 @@ class Pool:
     clips: int = 1024  # over all processes
     reuse: float = 4.0  # how often a clip is used before the next pool is made
     pictures: int = 2  # frames of each clip that are encoded alone too, as given pictures are
-    chunk: int = 16  # clips encoded at once
+    chunk: int = 16  # clips encoded at once, fewer of large ones
     threads: int = 2  # that read files
 
 
@@ -78,7 +79,7 @@ def draw_pictures(rng: np.random.Generator, clips: int, pictures: int, frames: i
 class PoolStream:
     """Batches of encoded clips of one bucket for ever: `(bucket, Encoded, rng)`, where `rng` is a generator that
     belongs to this batch alone and is the same on every process. State: the number of the pool and of the batch in it,
-    and how many processes the clips were dealt to."""
+    and how many processes the clips were dealt to. `ways`: devices that share a chunk."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class PoolStream:
         seed: int,
         process: int = 0,
         processes: int = 1,
-        latest: Callable[[str], None] = lambda message: None,
+        ways: int = 1,
         beat: Beat = unheard,
     ):
         deal_draws(reader, 0, 1, process, processes)  # said now, not after the VAE was compiled
@@ -101,8 +102,8 @@ class PoolStream:
                 f"pool.clips={settings.clips}: a batch of {batch} would use a clip more than {settings.reuse:g} times"
             )
         self.reader, self.encode, self.tokenize, self.settings = reader, encode, tokenize, settings
-        self.batch, self.seed, self.process, self.processes, self.say = batch, seed, process, processes, latest
-        self.beat = beat
+        self.batch, self.seed, self.process, self.processes, self.ways = batch, seed, process, processes, ways
+        self.beat, self.began = beat, False
         self.pool = self.place = 0
         self.dealt: Counter[int | None] = Counter()  # clips of each bucket; None: the only one
         self.made: tuple[int, dict[int, Encoded], list[tuple[int, np.ndarray]]] | None = None
@@ -156,8 +157,10 @@ class PoolStream:
     def make(self, pool: int) -> dict[int, Encoded]:
         """Loads and encodes pool number `pool`. Raises `BadInput` when none of its clips can be read."""
         first, count = pool * self.settings.clips, self.settings.clips
-        self.say(f"encoding clips {first} .. {first + count - 1}")
         mine = deal_draws(self.reader, first, count, self.process, self.processes)
+        say = log.debug if self.began else log.info  # at the start nothing else is heard for minutes
+        say("encoding %d clips, from number %d on", len(mine), first)
+        self.began = True
         self.dealt = Counter(self.reader.bucket(draw) for draw in mine)
         draws = grain.MapDataset.source(mine).map(self.reader.load)
         options = grain.ReadOptions(self.settings.threads, min(len(mine), 16 * self.settings.threads))
@@ -171,7 +174,7 @@ class PoolStream:
 
     def _encode(self, samples: list[Sample], bucket: int, pool: int) -> Encoded:
         rng = generator(_PICTURES, self.seed, pool, self.process, bucket)
-        n, chunk = len(samples), self.settings.chunk
+        n, chunk = len(samples), self.reader.buckets[bucket].at_once(self.settings.chunk, self.ways)
         clips = stack(samples)
         numbers = draw_pictures(rng, n, self.settings.pictures, self.reader.buckets[bucket].frames)
         chunks = []

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from dit_video.models.text import TextConfig, TextEncoder
 from dit_video.models.tokenizer import Tokenizer, train
 from dit_video.models.vae import VAE, VAEConfig
 from dit_video.train.conditions import Batch, Conditions, Samples, assemble
+from dit_video.train.encode import encode_clips
 from dit_video.train.experiment import Experiment
 from dit_video.train.given import encode_frames, look_at
 from dit_video.train.sampled import Shown, as_trained, say_rate, shown
@@ -240,29 +240,6 @@ class Denoise:
         """Nothing is missing: VAE and tokenizer were kept from the start."""
 
 
-Posterior = tuple[Float[Array, "n T H W z"], Float[Array, "n T H W z"]]  # mean and log-variance, raw
-Pictures = tuple[Float[Array, "n P H W z"], Float[Array, "n P H W z"]]
-
-
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def encode_clips(
-    graph: nnx.GraphDef, params: Any, arrays: Any, bucket: int, reader: Any, numbers: Any
-) -> tuple[Posterior, Pictures]:
-    """Latents of whole clips, and of the frames `numbers` (n, P), each encoded alone.
-
-    The VAE's weights are an argument, not constants of the program.
-    """
-    vae = nnx.merge(graph, params)
-    frames = reader.frames(arrays, bucket)
-    clips = vae.encode(frames)
-    n, pictures = numbers.shape
-    if pictures == 0:
-        return clips, jax.tree.map(lambda z: jnp.zeros((n, 0, *z.shape[2:]), z.dtype), clips)
-    alone = jnp.take_along_axis(frames, numbers[:, :, None, None, None], axis=1)
-    encoded = vae.encode(alone.reshape(n * pictures, 1, *frames.shape[2:]))
-    return clips, jax.tree.map(lambda z: z.reshape(n, pictures, *z.shape[2:]), encoded)
-
-
 class LatentStream:
     """Batches for the denoiser: clips of a pool, or encoded before, cut and conditioned. State: that of these."""
 
@@ -304,7 +281,7 @@ class LatentStream:
             self.split = NamedSharding(mesh, P("clips"))
             self.params = jax.device_put(base.vae_params, NamedSharding(mesh, P()))
             self.pool = PoolStream(
-                reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, log.debug, beat
+                reader, self._encode, self._tokenize, pool, batch, experiment.seed, process, processes, len(local), beat
             )
 
     def state(self) -> dict[str, Any]:

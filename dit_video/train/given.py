@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dit_video.core.errors import BadInput
-from dit_video.core.types import Video
+from dit_video.core.types import Latent, Video
 from dit_video.data.latents import Latents
 from dit_video.data.toyworld.render import to_uint8
 from dit_video.models.given import takes_frames, with_mask
 from dit_video.models.image_encoder import ImageConfig, prepare
 from dit_video.train.conditions import Conditions
+from dit_video.train.encode import encode_video
 from dit_video.train.experiment import Experiment
 from dit_video.weights.model import Model, abstract
 
@@ -41,17 +42,27 @@ def check_shown(conditions: Conditions, experiment: Experiment, start: Model, na
         )
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def encode_frames(
     graph: nnx.GraphDef, params: Any, arrays: Any, bucket: int, reader: Any, last: bool
 ) -> tuple[Float[Array, "n T H W M"], Float[Array, "n P Y X 3"]]:
     """Mask and latents of clips that are grey but for their first frame (and their `last`), and those frames."""
-    vae, video = nnx.merge(graph, params), reader.frames(arrays, bucket)
-    which = [0, -1] if last else [0]
-    given = np.zeros(video.shape[:2], bool)
-    given[:, which] = True
-    shown: Video = jnp.where(given[:, :, None, None, None], video, 0.0)
-    return with_mask(vae.normalize(vae.encode(shown)[0]), jnp.asarray(given)), video[:, np.array(which)]
+    shown, given, frames = _shown(arrays, bucket, reader, (0, -1) if last else (0,))
+    return _with_mask(graph, params, encode_video(graph, params, shown)[0], given), frames
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _shown(
+    arrays: Any, bucket: int, reader: Any, which: tuple[int, ...]
+) -> tuple[Video, Bool[Array, "n T"], Float[Array, "n P Y X 3"]]:
+    """Clips that are grey but for the frames `which`, where these are, and the frames alone."""
+    video = reader.frames(arrays, bucket)
+    given = jnp.zeros(video.shape[:2], bool).at[:, np.array(which)].set(True)
+    return jnp.where(given[:, :, None, None, None], video, 0.0), given, video[:, np.array(which)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _with_mask(graph: nnx.GraphDef, params: Any, raw: Latent, given: Bool[Array, "B F"]) -> Float[Array, "B T H W M"]:
+    return with_mask(nnx.merge(graph, params).normalize(raw), given)
 
 
 def look_at(cfg: ImageConfig, params: Any, frames: Float[Array, "n P Y X 3"]) -> Float[np.ndarray, "n I E"]:
