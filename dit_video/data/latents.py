@@ -9,7 +9,7 @@ asking the others, and a run goes on with the very same clips on any number of h
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from dit_video.core.log import log
 from dit_video.core.types import Video
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder
-from dit_video.data.loader import Sample, Toyworld, generator, stack
+from dit_video.data.loader import NoHeldOut, Sample, Toyworld, generator, stack
 from dit_video.data.pool import OTHER_DATA, Encoded, Tokenize
 from dit_video.data.shards import (
     HELD_OUT,
@@ -63,7 +63,8 @@ class Latents:
             return None  # `open` says what is wrong
 
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> "LatentReader":
-        """Raises `MissingError` when nothing (finished) is there, `BadInput` when it has no clips for the buckets."""
+        """Raises `MissingError` when nothing (finished) is there, `BadInput` when it has no clips for the buckets, and
+        of these `NoHeldOut` when that is so of the held-out part."""
         return LatentReader(self, tuple(buckets), held_out)
 
 
@@ -83,6 +84,10 @@ def source_at(path: str) -> Latents | Folder:
     return Latents(path) if built else Folder(path)
 
 
+def _told(sizes: Iterable[tuple[int, int, int]]) -> str:
+    return ", ".join("{}x{}x{}".format(*size) for size in sizes)
+
+
 class LatentReader:
     """Shards of one part. Clip number `draw` is clip `draw % total`, with the noise of `draw`."""
 
@@ -92,9 +97,11 @@ class LatentReader:
         part = HELD_OUT if held_out else TRAIN
         self.shards: list[dict[str, Any]] = self.manifest["parts"][part]
         if not self.shards:
-            raise BadInput(
-                f"{self.store} has no {part} clips: build with {'a larger' if held_out else 'a smaller'} --held_out"
-            )
+            if held_out:
+                raise NoHeldOut(
+                    f"{self.store} has no held-out clips (a larger --held_out builds some, of several files)"
+                )
+            raise BadInput(f"{self.store} has no clips to train on: build with a smaller --held_out")
         self._check_sizes()
         wanted = {(b.frames, b.height, b.width): i for i, b in reversed(list(enumerate(buckets)))}
         stored = [(b["frames"], b["height"], b["width"]) for b in self.manifest["buckets"]]
@@ -109,9 +116,14 @@ class LatentReader:
                 elif count:
                     left_out[stored[bucket]] = left_out.get(stored[bucket], 0) + count
                 first += count
-        here = ", ".join("{}x{}x{}".format(*size) for size in stored)
+        if not self.places and held_out:
+            raise NoHeldOut(
+                f"{self.store} has held-out clips of {_told(left_out)} alone, and the experiment no such bucket"
+            )
         if not self.places:
-            raise BadInput(f"{self.store} holds clips of {here}, and the experiment's buckets are none of these")
+            raise BadInput(
+                f"{self.store} holds clips of {_told(stored)}, and the experiment's buckets are none of these"
+            )
         if left_out and not held_out:
             log.warning("%s: %d clips are of no bucket of the experiment", self.store, sum(left_out.values()))
         self.places = dict(sorted(self.places.items()))

@@ -59,6 +59,10 @@ class Reader(Protocol):
         ...
 
 
+class NoHeldOut(BadInput):
+    """A source without clips to measure on: it can be trained on all the same."""
+
+
 class Source(Protocol):
     """Settings of a data set."""
 
@@ -68,7 +72,8 @@ class Source(Protocol):
         ...
 
     def open(self, buckets: Sequence[Bucket], held_out: bool = False) -> Reader:
-        """`held_out`: the part that training never sees. Raises `MissingError` when there is nothing to read."""
+        """`held_out`: the part that training never sees. Raises `MissingError` when there is nothing to read,
+        `NoHeldOut` where there is no such part."""
         ...
 
 

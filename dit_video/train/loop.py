@@ -16,6 +16,7 @@ from dit_video.core.config import diff, from_dict, to_dict
 from dit_video.core.errors import BadInput, DitVideoError, MissingError, NonFinite, Partial
 from dit_video.core.log import log
 from dit_video.core.mesh import make_mesh
+from dit_video.data.loader import NoHeldOut
 from dit_video.train.ahead import Ahead, Left
 from dit_video.train.experiment import Experiment
 from dit_video.train.guards import Guard
@@ -54,7 +55,8 @@ def train(
     resume: "auto", "never" (an earlier run in the folder is put aside) or the number of a step. profile: the first and
     the last step of a profiler's trace. Returns
     `{"steps", "loss", "held_out", "seconds", "clips_per_second", "gflops", "parameters", "fingerprint"}`; the last is
-    the same for bit-identical parameters, `held_out` None where those clips cannot be read.
+    the same for bit-identical parameters, `held_out` None where there are no such clips, or none
+    that can be read.
 
     Raises `Preempted` after SIGTERM and `Interrupted` after Ctrl-C, both with a checkpoint saved; `NonFinite` when the
     loss stays NaN though the run went back to checkpoints; `BadInput` when the checkpoint has other shapes; `Partial`
@@ -71,8 +73,14 @@ def train(
             run.create()
         objective, base = experiment.objective.resolve(experiment, run)
     experiment = replace(experiment, objective=objective)
-    experiment.data.open(experiment.buckets, held_out=True)  # what is wrong with it is said now, not when it is wanted
+    measured = True
+    try:
+        experiment.data.open(experiment.buckets, held_out=True)  # what is wrong is said now, not when it is wanted
+    except NoHeldOut as error:
+        log.warning("there will be no held-out loss: %s", error)
+        measured = False
     trainer = Trainer(experiment, run, base, sample, profile)
+    trainer.held_out = None if measured else []
     trainer.prepare(int(resume) if resume.isdecimal() else None)
     if first:
         run.save_experiment(experiment)

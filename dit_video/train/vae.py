@@ -147,11 +147,15 @@ class Reconstruct:
     statistics: int = 512  # clips that the latents' mean and std are measured on at the end
 
     def resolve(self, experiment: Experiment, run: Run) -> tuple["Reconstruct", Any]:
-        """The config filled in, and the parameters to start from (None: random). Raises `BadInput` without a config,
-        for `vae`, and for cuts that the buckets do not hold."""
+        """The config filled in, and the parameters to start from (None: random, or a checkpoint's, which needs no
+        `init` any more). Raises `BadInput` without a config, for `vae`, and for cuts that the buckets do not hold."""
         if experiment.vae is not None:
             raise BadInput(f"--vae {experiment.vae}: a VAE starts from --init. Give --init {experiment.vae} instead.")
-        config, params = (self.vae, None) if experiment.init is None else load_vae(experiment.init)
+        config, params = self.vae, None
+        if run.has_checkpoint():
+            config = self.vae or run.resolved("vae")
+        elif experiment.init is not None:
+            config, params = load_vae(experiment.init)
         if config is None:
             raise BadInput("objective.vae is empty and there is no --init MODEL to take it from")
         config = replace(config, latents_mean=(), latents_std=())

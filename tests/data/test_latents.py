@@ -13,7 +13,7 @@ from dit_video.core.files import sha256
 from dit_video.data.buckets import Bucket
 from dit_video.data.folder import Folder
 from dit_video.data.latents import EncodedStream, Latents, source_at
-from dit_video.data.loader import Toyworld
+from dit_video.data.loader import NoHeldOut, Toyworld
 from dit_video.data.shards import FORMAT, Posterior, Record, open_shard, pack, write_json, write_shard
 from dit_video.data.store import Store
 
@@ -83,6 +83,21 @@ def same(a, b):
     for (_, x, _), (_, y, _) in zip(a, b, strict=True):
         for u, v in zip(x, y, strict=True):
             np.testing.assert_array_equal(u, v)
+
+
+def test_no_held_out_clips_are_no_fault_of_those_to_train_on(built):
+    manifest = json.loads((built / "manifest.json").read_text())
+    only_stills = manifest["parts"] | {"held_out": [manifest["parts"]["held_out"][0] | {"counts": [0, 3]}]}
+    for parts, why in (
+        (manifest["parts"] | {"held_out": []}, "has no held-out clips"),
+        (only_stills, "has held-out clips of 1x32x32 alone"),
+    ):
+        (built / "manifest.json").write_text(json.dumps(manifest | {"parts": parts}))
+        assert Latents(str(built)).open(BUCKETS[:1]).total == 12
+        with pytest.raises(NoHeldOut, match=why):
+            Latents(str(built)).open(BUCKETS[:1], held_out=True)
+    with pytest.raises(BadInput, match="holds clips of 9x32x32, 1x32x32, and the experiment's buckets are none"):
+        Latents(str(built)).open((Bucket(5, 32, 32),))
 
 
 def test_the_rate_is_that_of_the_clips_that_were_encoded(built):

@@ -18,6 +18,7 @@ import pytest
 from dit_video.core.config import load_experiment, override, to_dict
 from dit_video.core.errors import BadInput, MissingError, NonFinite, Partial, Preempted
 from dit_video.core.mesh import MeshShape
+from dit_video.data.loader import NoHeldOut, Toyworld
 from dit_video.train.ahead import Ahead
 from dit_video.train.loop import Trainer, train
 from dit_video.train.watch import Watchdog
@@ -268,6 +269,17 @@ def test_what_is_wrong_with_the_held_out_part_is_said_first(small, tmp_path):
     with pytest.raises(BadInput, match="no held_out clips"):
         train(small(data=SimpleNamespace(open=open_part)), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_source_without_a_held_out_part_is_trained_on(small, tmp_path, monkeypatch, caplog):
+    def open_part(self, buckets, held_out=False):
+        if held_out:
+            raise NoHeldOut("latents has no held-out clips")
+
+    monkeypatch.setattr(Toyworld, "open", open_part)
+    summary = train(small(steps=10), tmp_path)
+    assert summary["steps"] == 10 and summary["held_out"] is None
+    assert caplog.text.count("no held-out loss: latents has no held-out clips") == 1
 
 
 def end_with(error, place, objective, patch, held_out=False):

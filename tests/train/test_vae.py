@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dit_video.core.errors import BadInput
+from dit_video.core.errors import BadInput, MissingError
 from dit_video.core.mesh import MeshShape
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
@@ -229,6 +229,18 @@ def test_what_a_vae_starts_from(tmp_path, model):
     assert replace(SMALL.objective, vae=half).resolve(there, Run(tmp_path))[0].vae == replace(half, conv="folded")
     with pytest.raises(BadInput, match="differs from the VAE of --init"):
         replace(SMALL.objective, vae=replace(TINY, base=8)).resolve(there, Run(tmp_path))
+
+
+def test_a_run_that_goes_on_does_not_need_its_start_any_more(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    run.create()
+    run.save_experiment(SMALL)
+    gone = replace(SMALL, init=str(tmp_path / "gone"), objective=replace(SMALL.objective, vae=None))
+    with pytest.raises(MissingError, match="gone"):
+        gone.objective.resolve(gone, run)
+    monkeypatch.setattr(Run, "has_checkpoint", lambda self: True)
+    objective, base = gone.objective.resolve(gone, run)
+    assert objective.vae == TINY and base is None
 
 
 def test_encoding_takes_the_convolution_of_the_device(monkeypatch):
