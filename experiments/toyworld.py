@@ -2,7 +2,8 @@
 
     dit-video train toyworld --workdir runs/a
 
-Stages of at most 90 minutes on two CPU cores; the next starts from the weights of the last with a fresh optimizer:
+Stages of one to two hours on two CPU cores beside other work (the longest took 107 minutes); the next starts from the
+weights of the last with a fresh optimizer:
 
     dit-video train toyworld --workdir runs/b --init runs/a --seed 1 --data.seed 1
 

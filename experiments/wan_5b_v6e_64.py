@@ -9,7 +9,7 @@
     dit-video train experiments/wan_5b_v6e_64.py --init models/wan5b \
         --data gs://BUCKET/latents --workdir runs/wan5b
 
-Neither planned to the end nor run yet: see the limits in the README.
+Planned with libtpu 0.0.42: 28.5 of 32 GiB, 5.9 s a step, MFU 28 %. Not run yet: see the limits in the README.
 """
 
 from dit_video.core.mesh import MeshShape
