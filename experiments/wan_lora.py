@@ -8,7 +8,9 @@ attn,cross,up,down`; `--objective.keep int8` keeps the frozen weights in eight b
 attentions are 11.8 M parameters; with `--objective.lora none` all of the denoiser learns. Of the two of Wan 2.2 T2V
 A14B one is tuned at a time, `--objective.expert 1` (near noise) or `2` (near data); the second's adapters are used with
 `--lora runs/style/lora@2`. Not run on an accelerator yet: the step was traced at these sizes, and trained at small
-ones. For image-to-video models: wan_i2v_lora. For the weights on board: lora_folder.
+ones. TI2V 5B learns to go on from a first frame too, with `--objective.denoise.conditions.text 0.5
+--objective.denoise.conditions.first 0.5 --data.fps 24`. For image-to-video models: wan_i2v_lora. For the weights on
+board: lora_folder.
 """
 
 from dit_video.data.buckets import Bucket

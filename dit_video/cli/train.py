@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write_samples(model: Any, experiment: Any, folder: Path, step: int) -> None:
     """One clip for each of the experiment's prompts as MP4, and a contact sheet of them all; a model that goes on from
-    pictures is given those of held-out clips. Of a VAE a sheet of clips above what it makes of them."""
+    pictures is given those of held-out clips. Of a VAE a sheet of clips beside what it makes of them."""
     from dit_video.models.vae import VAE
 
     if isinstance(model, VAE):
@@ -142,12 +142,21 @@ def _footage(experiment: Any, count: int) -> tuple[tuple[str, ...], Any]:
 
 
 def _reconstructions(vae: Any, experiment: Any, folder: Path, step: int) -> None:
+    import jax
     import numpy as np
+    from flax import nnx
 
     from dit_video.data.video import contact_sheet, write_video
     from dit_video.generate.programs import to_pixels
 
     _, video = _footage(experiment, 4)
-    again = vae.decode(vae.encode(video)[0])
+    graph, params = nnx.split(vae)
+
+    @jax.jit
+    def through(params: Any, video: Any) -> Any:
+        vae = nnx.merge(graph, params)
+        return vae.decode(vae.encode(video)[0])
+
+    again = through(params, video)
     frames = [np.asarray(to_pixels(to)) for pair in zip(video, again, strict=True) for to in pair]
     write_video(folder / f"step_{step:06d}.png", contact_sheet(frames)[None], 1.0)

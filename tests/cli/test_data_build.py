@@ -196,6 +196,19 @@ def test_a_run_on_what_was_built(built):
     assert train(each, built / "trained")["steps"] == 2
 
 
+@pytest.mark.slow
+def test_one_file_is_enough_to_train_on(built, tmp_path, caplog):
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    write_video(clips / "a.mp4", np.full((11, 32, 32, 3), 60, np.uint8), 8)
+    (clips / "a.txt").write_text("a clip")
+    line = ["data", "build", str(clips), str(tmp_path / "out"), "--model", str(built / "model"), "--workers", "0"]
+    assert main([*line, *SMALL]) == 0
+    alone = experiment(built, batch=8, data=Latents(str(tmp_path / "out")))
+    assert train(alone, tmp_path / "run")["held_out"] is None
+    assert "no held-out loss: " in caplog.text and "has no held-out clips" in caplog.text
+
+
 def shards(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".json" or p.name.startswith("train")}
 

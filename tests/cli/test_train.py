@@ -1,10 +1,18 @@
 """`dit-video train`: fields from the command line, and errors before anything is compiled."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dit_video.cli.main import main
+from dit_video.cli.train import write_samples
+from dit_video.core.config import load_experiment
+from dit_video.data.buckets import Bucket
+from dit_video.data.loader import stack
+from dit_video.data.video import read_video
 from dit_video.train import loop
 
 
@@ -99,3 +107,32 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     assert main(["train", "toyworld", "--workdir", str(tmp_path / "file" / "run")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def of_toyworld(**changes):
+    return dataclasses.replace(load_experiment("toyworld"), buckets=(Bucket(5, 32, 32),), **changes)
+
+
+def test_samples_show_the_prompts_of_the_run_or_captions_of_its_clips(tiny, tmp_path):
+    prompts = ("a red circle moves up", "a blue star moves left")
+    write_samples(tiny, of_toyworld(prompts=prompts), tmp_path, 3)
+    made = [read_video(tmp_path / f"step_000003_{i}.mp4") for i in range(2)]
+    assert [one.metadata["prompt"] for one in made] == list(prompts) and made[0].frames.shape == (5, 32, 32, 3)
+    assert np.asarray(Image.open(tmp_path / "step_000003.png")).std() > 1
+    untold = of_toyworld(prompts=())
+    write_samples(tiny, untold, tmp_path, 4)
+    told = [read_video(tmp_path / f"step_000004_{i}.mp4").metadata["prompt"] for i in range(4)]
+    assert told == untold.data.open(untold.buckets).captions(4)
+
+
+def test_samples_of_a_vae_are_clips_beside_what_it_makes_of_them(tiny, tmp_path):
+    e = of_toyworld()
+    write_samples(tiny.module("vae"), e, tmp_path, 5)
+    sheet = np.asarray(Image.open(tmp_path / "step_000005.png"))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000005.png"]
+    strip = 5 * 32 + 4 * 2  # frames, and gaps between them
+    left, right = sheet[:32, :strip], sheet[:32, -strip:]
+    reader = e.data.open(e.buckets, held_out=True)
+    clip = np.asarray(reader.frames(stack([reader.load(0)]).arrays, 0))[0]
+    np.testing.assert_allclose(left[:, :32], (clip[0] + 1) * 127.5, atol=1)
+    assert np.abs(left.astype(float) - right).mean() > 1

@@ -52,9 +52,9 @@ def clips(tmp_path_factory):
     return folder
 
 
-def experiment(clips, init="models/x", slots=2, **objective):
-    text = Conditions(text=1.0, first=0.0, picture=0.0, tail=0.0, tail_with_sink=0.0, window=0.0, drop_caption=0.0)
-    denoise = Denoise(path=RectifiedFlow(shift=5.0), conditions=text, crops=(Crop(slots, 1.0),),
+def experiment(clips, init="models/x", slots=2, first=0.0, **objective):
+    shown = Conditions(1.0 - first, first, picture=0.0, tail=0.0, tail_with_sink=0.0, window=0.0, drop_caption=0.0)
+    denoise = Denoise(path=RectifiedFlow(shift=5.0), conditions=shown, crops=(Crop(slots, 1.0),),
                       pool=Pool(clips=2, pictures=0, chunk=2), tokens=16)  # fmt: skip
     settings = {"keep": "float32", "lora": LoRA(rank=2, targets=("cross", "up")), **objective}
     return Experiment(
@@ -120,6 +120,38 @@ def test_the_loss_is_that_of_the_model_with_what_generation_gives_it(clips, tmp_
     assert float(step(params, frozen, batch)[0]) < float(by_hand) - 1e-3
 
 
+def test_a_first_frame_is_known_by_its_time_where_the_model_has_one_a_token(clips, tmp_path, monkeypatch):
+    """TI2V of Wan 2.2: its VAE is residual; adapters learn from batches in which some clips have their first frame."""
+    model = variant("ti2v")
+    e = replace(experiment(clips, first=0.5), batch=8)
+    objective, base, batch = opened(e, model, tmp_path, monkeypatch)
+    first = batch.known[:, 0].all((1, 2))
+    assert 0 < first.sum() < 8 and not batch.known[:, 1:].any() and batch.beside is None and batch.extra is None
+    vae = model.module("vae")
+    frames = Folder(str(clips), fps=8.0).open((Bucket(9, 32, 32),)).load(0).arrays["frames"]
+    latents = vae.normalize(vae.encode(jnp.asarray(frames)[None] / 127.5 - 1.0)[0])
+    np.testing.assert_allclose(batch.latents, jnp.repeat(latents[:, :2], 8, 0), atol=1e-4)
+
+    key = jax.random.key(5)
+    time_key, noise_key = jax.random.split(key)
+    t, noise = RectifiedFlow(shift=5.0).sample_time(time_key, 8), jax.random.normal(noise_key, batch.latents.shape)
+    s = jnp.where(batch.known[..., None], 0.0, t[:, None, None, None, None])
+    dit, text = model.module("dit"), model.module("text")
+    rows = text(jnp.asarray(batch.ids), jnp.asarray(batch.length))
+    time = Time(jnp.stack([jnp.zeros(8), t], 1), 1 - batch.known.astype(np.int32))
+    velocity = jax.jit(lambda x: dit(x, time, rows))((1 - s) * batch.latents + s * noise)
+    by_hand = jnp.mean(jnp.where(s > 0, jnp.square(velocity - (noise - batch.latents)), 0.0))
+    frozen = objective.frozen(base, ONE(jax.devices()[:1]), Rules())
+    params, parts = initial_params(objective, Rules(), jax.random.key(0)), trained(objective, Rules())
+    step = jax.jit(jax.value_and_grad(lambda p, f, batch: loss_of(objective, parts, f)(p, batch, key)[0]))
+    value, grads = step(params, frozen, batch)
+    np.testing.assert_allclose(value, by_hand, rtol=1e-4)
+    for _ in range(5):
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        value, grads = step(params, frozen, batch)
+    assert float(value) < float(by_hand) - 1e-3
+
+
 @pytest.mark.parametrize("expert, part", [(1, (0.875, 1.0)), (2, (0.0, 0.875))])
 def test_an_expert_is_tuned_at_its_own_times(expert, part, clips, tmp_path, monkeypatch):
     """The other is the model's, and the model is whole."""
@@ -181,12 +213,15 @@ def test_the_mesh_changes_nothing(clips, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, expert, lora", [("i2v", None, True), ("i2v_a14b", 2, True), ("i2v_a14b", 1, False)])
+@pytest.mark.parametrize(
+    "name, expert, lora", [("i2v", None, True), ("i2v_a14b", 2, True), ("i2v_a14b", 1, False), ("ti2v", None, True)]
+)
 def test_a_run_is_a_model_that_starts_from_a_picture(name, expert, lora, clips, tmp_path, monkeypatch):
     monkeypatch.setattr("dit_video.train.loop.make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1]))
     model = variant(name)
     more = {"lora": LoRA(rank=2, targets=("cross", "up"))} if lora else {"lora": None}
-    e = experiment(clips, str(save_model(model, tmp_path / "model")), expert=expert, **more)
+    first = 0.5 if name == "ti2v" else 0.0
+    e = experiment(clips, str(save_model(model, tmp_path / "model")), expert=expert, first=first, **more)
     train(e, tmp_path / "run")
     run = load_run(tmp_path / "run")
     changed = {

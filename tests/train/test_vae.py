@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dit_video.core.errors import BadInput, MissingError
+from dit_video.core.errors import BadInput
 from dit_video.core.mesh import MeshShape
 from dit_video.data.buckets import Bucket
 from dit_video.data.loader import Toyworld
@@ -236,7 +236,7 @@ def test_a_run_that_goes_on_does_not_need_its_start_any_more(tmp_path, monkeypat
     run.create()
     run.save_experiment(SMALL)
     gone = replace(SMALL, init=str(tmp_path / "gone"), objective=replace(SMALL.objective, vae=None))
-    with pytest.raises(MissingError, match="gone"):
+    with pytest.raises(BadInput, match="gone"):
         gone.objective.resolve(gone, run)
     monkeypatch.setattr(Run, "has_checkpoint", lambda self: True)
     objective, base = gone.objective.resolve(gone, run)

@@ -25,6 +25,11 @@ def snapshot(tmp_path):
     return folder
 
 
+def test_what_is_on_board_is_small_enough_to_be_carried():
+    size = sum(file.stat().st_size for file in find_model(None).rglob("*") if file.is_file())
+    assert 2**20 < size < 25 * 2**20
+
+
 def test_a_download_is_whole_or_named(snapshot):
     assert verify_download(snapshot) == 1
     blob = (snapshot / "vae/model.safetensors").resolve()
