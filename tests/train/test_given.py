@@ -138,7 +138,7 @@ def test_a_first_frame_is_known_by_its_time_where_the_model_has_one_a_token(clip
     s = jnp.where(batch.known[..., None], 0.0, t[:, None, None, None, None])
     dit, text = model.module("dit"), model.module("text")
     rows = text(jnp.asarray(batch.ids), jnp.asarray(batch.length))
-    time = Time(jnp.stack([jnp.zeros(8), t], 1), 1 - batch.known.astype(np.int32))
+    time = Time(jnp.stack([jnp.zeros(8), t], 1), jnp.asarray(1 - batch.known.astype(np.int32)))
     velocity = jax.jit(lambda x: dit(x, time, rows))((1 - s) * batch.latents + s * noise)
     by_hand = jnp.mean(jnp.where(s > 0, jnp.square(velocity - (noise - batch.latents)), 0.0))
     frozen = objective.frozen(base, ONE(jax.devices()[:1]), Rules())
