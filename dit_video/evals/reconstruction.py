@@ -1,6 +1,8 @@
 """How much the VAE loses: clips sent through it, against themselves."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from scipy import ndimage
 from dit_video.core.errors import DitVideoError, MissingError
 from dit_video.core.log import Progress, log
 from dit_video.data.folder import MOVING_SUFFIXES
-from dit_video.data.scenes import fit
+from dit_video.data.scenes import at_rate, fit
 from dit_video.data.toyworld import scene as words
-from dit_video.data.video import read_video, resample_indices
+from dit_video.data.video import iterate_video
 from dit_video.evals import quality
 from dit_video.evals.measure import measure
 from dit_video.evals.prompts import suite
@@ -22,7 +24,6 @@ from dit_video.evals.score import mark, means
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 _AT_ONCE = 4  # clips of one size through the VAE
-_LONGEST = 1200  # frames that are read of a file at most
 _SIGMA, _REACH = 1.5, 3.5  # of SSIM's window, 11 pixels wide
 
 
@@ -71,7 +72,8 @@ def evaluate(
     """The report and the clips that came back.
 
     reconstruct: uint8 (N, T, H, W, 3) to the same, through the VAE. groups: a name for each clip; scores are split by
-    it. Clips of one size are sent together, a few at a time.
+    it. Clips of one size are sent together, a few at a time. `reference`: what a VAE gets that loses nothing
+    ("renders": the clips themselves), and each clip that came back against another of its size ("shuffled").
     """
     back: list[Any] = [None] * len(clips)
     sizes: dict[tuple[int, ...], list[int]] = {}
@@ -85,12 +87,11 @@ def evaluate(
                 for i, clip in zip(some, reconstruct(np.stack([clips[i] for i in full])), strict=False):
                     back[i] = clip
                     tick()
-    pairs = list(zip(clips, back, strict=True))
-    numbers = {
-        "psnr": [psnr(a, b) for a, b in pairs],
-        "psnr_first": [psnr(a[0], b[0]) for a, b in pairs],
-        "ssim": [ssim(a, b) for a, b in pairs],
-        "flicker_added": [added_flicker(a, b) for a, b in pairs],
+    numbers = _numbers(list(zip(clips, back, strict=True)))
+    turned = [(clips[own[k - 1]], back[own[k]]) for own in sizes.values() if len(own) > 1 for k in range(len(own))]
+    reference = {
+        name: {key: round(float(np.mean(each)), 4) for key, each in _numbers(pairs).items() if each}
+        for name, pairs in (("renders", [(clip, clip) for clip in clips]), ("shuffled", turned))
     }
 
     def scores(which: Sequence[int]) -> dict[str, Any]:
@@ -101,11 +102,22 @@ def evaluate(
     report = {
         "suite": "reconstruction", "count": len(clips), "scores": scores(range(len(clips))),
         "splits": {"group": {name: scores(own) for name, own in those.items()}} if len(those) > 1 else {},
+        "reference": reference,
         "clips": [{"group": groups[i]} | {name: round(own[i], 4) for name, own in numbers.items()}
                   for i in range(len(clips))],
         "worst": worst[:16],
     }  # fmt: skip
     return report, back
+
+
+def _numbers(pairs: Sequence[tuple[Frames, Frames]]) -> dict[str, list[float]]:
+    """Of each pair of a clip and another."""
+    return {
+        "psnr": [psnr(a, b) for a, b in pairs],
+        "psnr_first": [psnr(a[0], b[0]) for a, b in pairs],
+        "ssim": [ssim(a, b) for a, b in pairs],
+        "flicker_added": [added_flicker(a, b) for a, b in pairs],
+    }
 
 
 def evaluate_toyworld(
@@ -136,21 +148,24 @@ def folder_clips(
     folder: Path, count: int, frames: int, height: int, width: int, fps: float, stride: int
 ) -> tuple[list[Frames], list[str]]:
     """The beginnings of the first videos of a folder, by name, and their names: resampled to fps, scaled and cropped to
-    the size; of a shorter one as many frames (a multiple of stride, plus one) as there are. What does not decode is
-    named and left out. Raises `MissingError` if nothing is left."""
+    the size, no more being read than that; of a shorter one as many frames (a multiple of stride, plus one) as there
+    are. What does not decode is named and left out. Raises `MissingError` if nothing is left."""
     clips: list[Frames] = []
     names: list[str] = []
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in MOVING_SUFFIXES or len(clips) == count:
             continue
         try:
-            footage = read_video(path, max_frames=_LONGEST)
-            chosen = resample_indices(footage.timestamps, fps)[:frames]
+            with closing(iterate_video(path)) as footage:
+                shown = at_rate(((frame, time) for frame, time, *_ in footage), fps)
+                clip = [fit(frame, height, width) for frame, _ in islice(shown, frames)]
         except DitVideoError as error:
             log.warning("left out: %s", error)
             continue
-        chosen = chosen[: 1 + (len(chosen) - 1) // stride * stride]
-        clips.append(np.stack([fit(footage.frames[i], height, width) for i in chosen]))
+        if not clip:
+            log.warning("left out: %s: no video frame in it", path)
+            continue
+        clips.append(np.stack(clip[: 1 + (len(clip) - 1) // stride * stride]))
         names.append(path.name)
     if not clips:
         raise MissingError(f"{folder} holds no videos: looked for {', '.join(MOVING_SUFFIXES)}.")

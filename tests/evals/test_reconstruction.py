@@ -5,7 +5,9 @@ import pytest
 
 from dit_video.core.errors import MissingError
 from dit_video.core.log import Progress
-from dit_video.data.video import write_video
+from dit_video.data.scenes import fit
+from dit_video.data.video import iterate_video, read_video, write_video
+from dit_video.evals import reconstruction
 from dit_video.evals.reconstruction import added_flicker, compression, evaluate, folder_clips, psnr, ssim
 from dit_video.models.vae import VAEConfig
 
@@ -57,6 +59,9 @@ def test_evaluate_sends_sizes_together_and_keeps_the_order(rng):
     assert report["scores"]["psnr"]["value"] == pytest.approx(20 * np.log10(255 / 4), abs=0.1)
     assert report["splits"]["group"]["b"]["psnr"]["n"] == 1
     assert report["scores"]["flicker_added"]["value"] < 0.2
+    reference = report["reference"]
+    assert reference["renders"] == {"psnr": 99.0, "psnr_first": 99.0, "ssim": 1.0, "flicker_added": 0.0}
+    assert reference["shuffled"]["psnr"] < 15 and reference["shuffled"]["ssim"] < 0.2
 
 
 def test_bytes_in_over_bytes_out():
@@ -74,5 +79,23 @@ def test_folder_of_videos(tmp_path, rng):
     assert names == ["a.mp4", "b.mp4"]
     assert [clip.shape for clip in clips] == [(5, 32, 32, 3), (17, 32, 32, 3)]
     assert len(folder_clips(tmp_path, 1, 17, 32, 32, 8.0, 4)[0]) == 1
+    (clip,) = folder_clips(tmp_path, 1, 17, 32, 32, 8.0, 4)[0]
+    read = read_video(tmp_path / "a.mp4").frames
+    assert (clip == np.stack([fit(frame, 32, 32) for frame in read[:5]])).all()
     with pytest.raises(MissingError, match="holds no videos"):
         folder_clips(tmp_path / "none", 1, 17, 32, 32, 8.0, 4)
+
+
+def test_no_more_of_a_film_is_read_than_is_used(tmp_path, rng, monkeypatch):
+    """Five frames at 8 a second of a film of 16: the ninth is the fifth, and the tenth says that it is over."""
+    write_video(tmp_path / "a.mp4", rng.integers(0, 256, (90, 48, 64, 3), dtype=np.uint8), 16)
+    decoded = []
+
+    def watched(path):
+        for item in iterate_video(path):
+            decoded.append(item[1])
+            yield item
+
+    monkeypatch.setattr(reconstruction, "iterate_video", watched)
+    (clip,), _ = folder_clips(tmp_path, 1, 5, 32, 32, 8.0, 4)
+    assert clip.shape == (5, 32, 32, 3) and len(decoded) == 10
