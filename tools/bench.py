@@ -35,6 +35,7 @@ from race import LEAST, Table, Worker, agree, at_work, interleaved, megabytes
 
 WITHIN = {"float32": 1e-4, "bfloat16": 4e-2}  # relative difference of the sides
 FRAMES_WITHIN = 1e-2  # of clips: frames are rounded to 8 bits
+LIMIT, LIMIT_OF_TOKENS = 60.0, 900.0  # seconds; a step of 32 k tokens on two cores takes minutes
 TINY = {"in_channels": 4, "out_channels": 4, "heads": 2, "head_dim": 16, "depth": 1, "ffn_dim": 48, "text_dim": 32}
 
 
@@ -338,9 +339,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=(*WITHIN,), help="default: float32; of train and tokens on a GPU bfloat16")
     parser.add_argument("--eager", action="store_true", help="do not try torch.compile")
     parser.add_argument("--rounds", type=int, default=5, help="calls of each side (default %(default)s)")
-    parser.add_argument("--limit", type=float, default=60.0, metavar="SECONDS",
-                        help=f"once a row's calls took so long, {LEAST} of each are enough (default %(default)g); "
-                        "of tokens also the longest step")  # fmt: skip
+    parser.add_argument("--limit", type=float, metavar="SECONDS",
+                        help=f"once a row's calls took so long, {LEAST} of each are enough (default {LIMIT:g}); of "
+                        f"tokens also the longest step (default {LIMIT_OF_TOKENS:g})")  # fmt: skip
     parser.add_argument("--tokens", type=int, help="of train (default: 2048; on a GPU 32768)")
     parser.add_argument("--layers", type=int, help="of train and tokens (default: 2 and 1; on a GPU all 30)")
     parser.add_argument("--attention", help="back end of train and tokens")
@@ -354,6 +355,8 @@ def main(argv: list[str] | None = None) -> None:
     args.made_by = partial(command, argparse.Namespace(**vars(args)), parser)
     args.out = args.out or (None if args.quick else RESULTS)
     args.rounds = 1 if args.quick else args.rounds
+    if args.limit is None:
+        args.limit = LIMIT_OF_TOKENS if args.subject == "tokens" else LIMIT
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the sides share a GPU
     if args.subject:
         {"train": train, "tokens": tokens}[args.subject](args)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import store
+from measure import RESULTS, store
 
 from dit_video.core.config import load_experiment
 from dit_video.data.buckets import Bucket
@@ -31,11 +31,12 @@ from dit_video.weights.encoder import encoder_digest
 from dit_video.weights.runs import Run, load_vae
 
 H200_TFLOPS = 989 * 0.42  # dense bf16 of the data sheet, and the part of it that training is meant to reach
-# (words, bucket, clips in the shards, a host's clips a step, seconds of a step)
+# (words, bucket, clips in the shards, a host's clips a step)
 SIZES = (
-    ("17 frames of 64x64", Bucket(17, 64, 64), 512, 32, 0.1),
-    ("81 frames of 832x480", Bucket(81, 480, 832), 16, 4, 2.0),
+    ("17 frames of 64x64", Bucket(17, 64, 64), 512, 32),
+    ("81 frames of 832x480", Bucket(81, 480, 832), 16, 4),
 )
+SMALL_STEP = 0.1  # seconds of a step of 64x64; that of the large clips is planned
 
 
 def shards(folder: Path, bucket: Bucket, count: int) -> Latents:
@@ -60,16 +61,42 @@ def shards(folder: Path, bucket: Bucket, count: int) -> Latents:
     return Latents(str(folder))
 
 
-def batches(folder: Path, source: Latents, bucket: Bucket, batch: int) -> Any:
-    """The stream of a run on these shards."""
-    e = load_experiment("toyworld")
+def fastest_step(plans: Path = RESULTS / "plan.json") -> float:
+    """Seconds of the fastest training step that is planned for a ready experiment (tools/plan_table.py)."""
+    stored = json.loads(plans.read_text())
+    rows = [dict(zip(stored["columns"], row, strict=True)) for row in stored["rows"]]
+    return min(row["step or clip, s"] for row in rows if row["fits"] and "generate" not in row["experiment"])
+
+
+def run_on(name: str, folder: Path, source: Latents, bucket: Bucket, batch: int) -> tuple[Any, Any, Any]:
+    """An experiment on these shards, and its objective and weights to start from."""
+    e = load_experiment(name)
     slots = 1 + (bucket.frames - 1) // 4
     crops = (replace(e.objective.crops[0], slots=slots, share=1.0),)
     e = replace(e, data=source, buckets=(bucket,), batch=batch, objective=replace(e.objective, crops=crops))
     work = Run(folder / "run")
     work.create()
-    objective, base = e.objective.resolve(e, work)
+    return e, *e.objective.resolve(e, work)
+
+
+def batches(folder: Path, source: Latents, bucket: Bucket, batch: int) -> Any:
+    """The stream of a run of toyworld on these shards."""
+    e, objective, base = run_on("toyworld", folder, source, bucket, batch)
     return objective.stream(e, base, held_out=False)
+
+
+def flops_a_clip(name: str, folder: Path, source: Latents, bucket: Bucket, batch: int = 2) -> float:
+    """Of a training step of an experiment on these shards, its text encoder and attention too."""
+    import jax
+
+    from dit_video.train.step import initial_params, model_flops
+
+    e, objective, base = run_on(name, folder, source, bucket, batch)
+    key = jax.random.key(0)
+    params = jax.eval_shape(lambda: initial_params(objective, e.rules, key))
+    drawn = next(objective.stream(e, base, held_out=False))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), drawn)
+    return model_flops(objective, e.rules, params, shapes, key) / batch
 
 
 def rate(stream: Any, clips: int, seconds: float = 5.0) -> float:
@@ -137,7 +164,8 @@ def decoding(paths: list[Path], workers: int) -> float:
 def main() -> None:
     rows: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        for n, (words, bucket, count, batch, step) in enumerate(SIZES):
+        for n, (words, bucket, count, batch) in enumerate(SIZES):
+            step = fastest_step() if n else SMALL_STEP
             folder = Path(name) / str(n)
             source = shards(folder / "shards", bucket, count)
             stream = batches(folder, source, bucket, batch)
@@ -148,12 +176,16 @@ def main() -> None:
                 [f"clips a second from shards, {words}", rate(stream, batch)],
                 [f"MB a clip, {words}", size / count / 1e6],
                 [
-                    f"% of the time spent waiting, {batch} clips a step of {step} s, {words}",
+                    f"% of the time spent waiting, {batch} clips a step of {step:.3g} s, {words}",
                     100 * waiting(stream, step),
                 ],
             ]
             if n:
-                rows.append([f"clips a second that an H200 takes at 1.3B parameters, {words}", eaten(bucket, 1.3e9)])
+                who, eats = "at 1.3B parameters", eaten(bucket, 1.3e9)
+            else:
+                who = "of toyworld_gpu_1"
+                eats = H200_TFLOPS * 1e12 / flops_a_clip("toyworld_gpu_1", folder / "gpu", source, bucket)
+            rows.append([f"clips a second that an H200 takes {who}, {words}", eats])
         videos = films(Path(name))
         for workers in (1, 2):
             rows.append([f"frames a second from MP4 of 832x480, {workers} process(es)", decoding(videos, workers)])

@@ -195,3 +195,15 @@ def test_a_benchmark_of_other_weights_is_refused(tools, here, tmp_path, monkeypa
 
 def _other(weights):
     return {**weights, "norm": {"scale": weights["norm"]["scale"] * 1.01}}
+
+
+def test_long_steps_of_many_tokens_are_waited_for(tools, monkeypatch):
+    """A step of 32 k tokens takes minutes: what it may take is no row's usual limit."""
+    seen = {}
+    monkeypatch.setattr(tools["bench"], "tokens", lambda args: seen.update(tokens=args.limit))
+    monkeypatch.setattr(tools["bench"], "train", lambda args: seen.update(train=args.limit))
+    for subject in ("tokens", "train"):
+        tools["bench"].main([subject])
+    assert seen["tokens"] >= 600 > seen["train"] == 60
+    tools["bench"].main(["tokens", "--limit", "5"])
+    assert seen["tokens"] == 5
