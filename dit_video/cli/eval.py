@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dit_video.core.log import Progress
     from dit_video.evals.toyworld import Sampling
 
-WRITES = ("index.html", "report.json", "first.png", "best.png", "worst.png")
+FREE = 100  # prompts of the free list
 COUNTS = {"toyworld": 400, "reconstruction": 96, "distribution": 256, "drift": 32}  # clips, if nobody says
 # Settings that not every suite looks at, and what they are if nobody says: of prompts, toyworld's alone; of how clips
 # are made, all but those of reconstruction, which makes none.
@@ -37,7 +37,8 @@ that cannot be read is wrong in everything. Beside the scores stand those of exa
 ceiling), of their first frames frozen, of the nearest clips of training, and of the same clips against each other's
 prompts (shuffled: the floor).
 
-Writes OUT/index.html, one page with everything; OUT/report.json; OUT/first.png, best.png and worst.png.
+Writes OUT/index.html, one page with everything; OUT/report.json; OUT/first.png, best.png and worst.png, and
+against.png, the first clips of the other model.
 
 examples:
   dit-video eval --suite toyworld
@@ -73,7 +74,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
     )
     what.add_argument("--heldout", action="store_true", help="only combinations of words that training never saw")
     what.add_argument(
-        "--free", type=int, metavar="N", help="free prompts beside the others (default: COUNT / 4, at most 100)"
+        "--free", type=int, metavar="N", help=f"free prompts beside the others (default: COUNT / 4, at most {FREE})"
     )
     what.add_argument(
         "--condition",
@@ -85,7 +86,7 @@ def add_parser(subparsers: "argparse._SubParsersAction") -> None:
         "--seeds",
         type=int,
         default=ASKED["seeds"],
-        help="seeds a prompt, for diversity; 0: leave out (default %(default)s)",
+        help="seeds a prompt, for diversity, two or more; 0: leave out (default %(default)s)",
     )
     what.add_argument(
         "--references",
@@ -126,20 +127,22 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from dit_video.cli.generate import prepare_jax
     from dit_video.core.log import Progress
-    from dit_video.evals import compare, page, tables
+    from dit_video.evals import compare, distribution, page, tables
 
     began = time.perf_counter()
     prepare_jax(args.device)
     progress = Progress(show=not args.quiet)
     evaluate = SUITES[args.suite]
-    report, clips, marks = evaluate(Maker(args.model, args), args, progress)
+    report, clips, ours = evaluate(Maker(args.model, args), args, progress)
+    their_clips: Sequence[np.ndarray] = ()
     if args.against is not None:
         page.write(args.out, report, clips)  # whatever comes of the other
-        other, _, theirs = evaluate(Maker(args.against, args), args, progress)
-        compare.beside(report, other, compare.difference(marks, theirs) if marks else None)
+        other, their_clips, theirs = evaluate(Maker(args.against, args), args, progress)
+        differ = distribution.difference if args.suite == "distribution" else compare.difference
+        compare.beside(report, other, differ(ours, theirs))
     report["seconds"] = {name: round(value, 2) for name, value in progress.seconds.items()}
     report["seconds"]["total"] = round(time.perf_counter() - began, 2)
-    page.write(args.out, report, clips)
+    page.write(args.out, report, clips, their_clips)
     if args.json:
         print(json.dumps({name: value for name, value in report.items() if name != "clips"}))
     else:
@@ -151,12 +154,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     from dit_video.core.errors import BadInput, MissingError
+    from dit_video.evals import WRITES
 
     foreign = ({} if args.suite == "toyworld" else ASKED) | (MADE if args.suite == "reconstruction" else {})
     if given := [f"--{name}" for name, usual in foreign.items() if getattr(args, name) != usual]:
         raise BadInput(f"{', '.join(given)}: --suite {args.suite} does not look at that. Leave it out.")
+    if args.suite == "toyworld":
+        _check_lists(args)
     args.count = COUNTS[args.suite] if args.count is None else args.count
-    args.free = min(100, args.count // 4) if args.free is None else args.free
+    args.free = min(FREE, args.count // 4) if args.free is None else args.free
     for name, low in (("count", 1), ("seeds", 0), ("seed", 0), ("free", 0), ("references", 0), ("by_count", 1)):
         if getattr(args, name) < low:
             raise BadInput(f"{name}={getattr(args, name)} is too small. Use {low} or more.")
@@ -170,8 +176,6 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput(f"--data is for --suite reconstruction; {args.suite} knows the truth of toyworld only.")
     if args.data is not None and not args.data.is_dir():
         raise MissingError(f"--data {args.data}: there is no such folder.")
-    if args.prompts == "free" and args.condition == "image":
-        raise BadInput("--condition image needs prompts that can be rendered. Leave out --prompts free.")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -181,6 +185,27 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput(f"{args.out / there[0]} is there already, and eval did not write it. Give another --out.")
     if not os.access(args.out, os.W_OK | os.X_OK):
         raise BadInput(f"{args.out}: cannot write here. Give another --out.")
+
+
+def _check_lists(args: argparse.Namespace) -> None:
+    """The list of free prompts is fixed and has an end; what cannot be had of it is no choice."""
+    from dit_video.core.errors import BadInput
+
+    if args.seeds == 1:
+        raise BadInput("--seeds 1: diversity compares seeds of one prompt. Use 2 or more, or 0 to leave it out.")
+    if args.free is not None and args.free > FREE:
+        raise BadInput(f"--free {args.free}: there are {FREE} free prompts. Use {FREE} or less.")
+    if args.prompts != "free":
+        return
+    if args.condition == "image":
+        raise BadInput("--condition image needs prompts that can be rendered. Leave out --prompts free.")
+    if args.heldout:
+        raise BadInput("--heldout: of free prompts nobody knows what training saw. Leave it, or --prompts free, out.")
+    if args.free:
+        raise BadInput(f"--free {args.free}: with --prompts free they are all that is asked. Leave --free out.")
+    if (args.count or 0) > FREE:
+        raise BadInput(f"--count {args.count}: there are {FREE} free prompts. Use {FREE} or less.")
+    args.count, args.free = FREE if args.count is None else args.count, 0
 
 
 def _is_report(file: Path) -> bool:
@@ -276,12 +301,12 @@ def asked_for(how: "Sampling") -> dict[str, Any]:
     return given | {name: value for name in ("solver", "long") if (value := getattr(how, name)) is not None}
 
 
-Result = tuple[dict[str, Any], "Sequence[np.ndarray]", list[Any]]  # report, clips, marks if the suite has them
+Result = tuple[dict[str, Any], "Sequence[np.ndarray]", Any]  # report, clips, what two models' difference is made of
 
 
 def toyworld(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
     """Prompts, and whether clips do what they say."""
-    from dit_video.evals import page
+    from dit_video.evals import compare, page
     from dit_video.evals.toyworld import Plan, changed, evaluate
 
     plan = Plan(args.count, args.prompts, args.heldout, args.condition, args.seeds, args.free, args.references, args.by,
@@ -293,11 +318,12 @@ def toyworld(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Re
     about = maker.about(args, how, "prompts", "heldout", "condition")
     # Hours of clips are not lost with what comes after them.
     out = evaluate(maker, plan, how, progress, lambda report, clips: page.write(args.out, report | about, clips))
-    return out.report | about, out.clips, out.marks
+    return out.report | about, out.clips, compare.of_marks(out.marks)
 
 
 def reconstruction(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
     """What the VAE loses."""
+    from dit_video.evals import compare
     from dit_video.evals import reconstruction as suite
 
     how = maker.sampling(args)
@@ -308,7 +334,8 @@ def reconstruction(maker: Maker, args: argparse.Namespace, progress: "Progress")
     else:
         report, back = suite.evaluate_toyworld(maker.reconstruct, args.count, *size, progress)
     smaller = suite.compression(back, maker.pipe.model.vae.latent_shape)
-    return report | {"bytes": smaller} | maker.about(args, how), back, []
+    own = compare.of_numbers({name: [clip[name] for clip in report["clips"]] for name in report["scores"]})
+    return report | {"bytes": smaller} | maker.about(args, how), back, own
 
 
 def distribution(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
@@ -316,8 +343,8 @@ def distribution(maker: Maker, args: argparse.Namespace, progress: "Progress") -
     from dit_video.evals.distribution import evaluate
 
     how = maker.sampling(args)
-    report, clips = evaluate(maker, args.count, how, progress)
-    return report | maker.about(args, how), clips, []
+    report, clips, sets = evaluate(maker, args.count, how, progress)
+    return report | maker.about(args, how), clips, sets
 
 
 def drift(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Result:
@@ -329,8 +356,8 @@ def drift(maker: Maker, args: argparse.Namespace, progress: "Progress") -> Resul
     how = maker.sampling(args)
     if args.num_frames is None:
         how = replace(how, num_frames=4 * how.num_frames - 3)  # 65 of 17: the next of the frames that a VAE can make
-    report, clips = evaluate(maker, args.count, how, progress)
-    return report | maker.about(args, how), clips, []
+    report, clips, own = evaluate(maker, args.count, how, progress)
+    return report | maker.about(args, how), clips, own
 
 
 SUITES: dict[str, Callable[[Maker, argparse.Namespace, "Progress"], Result]] = {

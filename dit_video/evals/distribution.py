@@ -5,7 +5,7 @@ of numbers: what the judge measures in a clip, and the features of a small froze
 is comparable with numbers that others publish under other names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,12 @@ from dit_video.evals.quality import entry
 from dit_video.evals.toyworld import Sampling, Subject, make, read
 
 _SUBSETS = 100  # halves of the clips, for the interval
-_LEAST = 0.3  # deviation of a state's column: that of a word that one clip in ten has
+# The least deviation of a column. Of a state's it is that of a word that one clip in ten has.
+_LEAST = {"states": 0.3, "features": 1e-3}
 _WORDS = {"shape": words.SHAPES, "colour": words.COLOURS, "motion": (*words.MOTIONS, "unclear"),
           "direction": words.DIRECTIONS}  # fmt: skip
+
+Sets = Mapping[str, tuple[np.ndarray, np.ndarray]]  # of _LEAST: rows of a model's clips, and of the renders
 
 
 def state(reading: Reading) -> Float[np.ndarray, "D"]:
@@ -66,24 +69,44 @@ def mmd(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "M D"]) -> float:
 
 
 def distance(
-    x: Float[np.ndarray, "N D"], reference: Float[np.ndarray, "M D"], least: float = 1e-3, seed: int = 0
+    x: Float[np.ndarray, "N D"],
+    reference: Float[np.ndarray, "M D"],
+    least: float = _LEAST["features"],
+    seed: int = 0,
 ) -> dict[str, float]:
     """`mmd` after both are scaled to the reference's mean and deviation, as an entry of a report; the interval is that
     of halves of both, so wider than the number's own. least: of a deviation: what never differs in the reference would
     else outweigh all the rest as soon as it differs once."""
-    middle, scale = reference.mean(0), np.maximum(reference.std(0), least)
-    x, y = (x - middle) / scale, (reference - middle) / scale
+    x, y = (_scaled(a, reference, least) for a in (x, reference))
     rng, half = np.random.default_rng(seed), max(2, min(len(x), len(y)) // 2)
     drawn = [mmd(*(a[rng.permutation(len(a))[:half]] for a in (x, y))) for _ in range(_SUBSETS)]
     return entry(mmd(x, y), *np.quantile(drawn, (0.025, 0.975)), len(x))
 
 
+def _scaled(x: Float[np.ndarray, "N D"], reference: Float[np.ndarray, "M D"], least: float) -> np.ndarray:
+    return (x - reference.mean(0)) / np.maximum(reference.std(0), least)
+
+
+def difference(ours: Sets, theirs: Sets, seed: int = 0) -> dict[str, dict[str, float]]:
+    """How much farther our clips are than theirs, which are of the same prompts, from the same renders; the interval is
+    that of halves, the same ones of both models'."""
+    out = {}
+    for kind, (x, reference) in ours.items():
+        a, b, y = (_scaled(rows, reference, _LEAST[kind]) for rows in (x, theirs[kind][0], reference))
+        rng, half, drawn = np.random.default_rng(seed), max(2, min(len(a), len(y)) // 2), []
+        for _ in range(_SUBSETS):
+            i, j = (rng.permutation(len(rows))[:half] for rows in (a, y))
+            drawn.append(mmd(a[i], y[j]) - mmd(b[i], y[j]))
+        out[kind] = entry(mmd(a, y) - mmd(b, y), *np.quantile(drawn, (0.025, 0.975)), len(a))
+    return out
+
+
 def evaluate(
     subject: Subject, count: int, how: Sampling, progress: Progress
-) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
-    """The report and the clips. A model makes the first `count` of the fixed prompts, the renderer the next `count`:
-    their distance is the score. Reference rows: renders of the first prompts (what is left to chance), and these
-    frozen."""
+) -> tuple[dict[str, Any], Sequence[np.ndarray], Sets]:
+    """The report, the clips, and the rows that were compared. A model makes the first `count` of the fixed prompts, the
+    renderer the next `count`: their distance is the score. Reference rows: renders of the first prompts (what is left
+    to chance), these frozen, and the clips under each other's prompts, which is the score: no prompt is looked at."""
     asked = suite(2 * count, "world", how.height, how.width)
     with progress.phase("render"):
         rendered = references.renders([one.scene for one in asked], how.num_frames, how.height, how.width)
@@ -94,13 +117,12 @@ def evaluate(
     states = {name: np.stack([state(one) for one in read(own, subject.fps, progress)]) for name, own in sets.items()}
     with progress.phase("features"):
         seen = {name: features(own) for name, own in sets.items()}
-    rows = {
-        name: {
-            "states": distance(states[name], states["known"], _LEAST),
-            "features": distance(seen[name], seen["known"]),
-        }
-        for name in ("model", "renders", "frozen")
+    each = {"states": states, "features": seen}
+    rows = {name: {kind: distance(of[name], of["known"], _LEAST[kind]) for kind, of in each.items()}
+            for name in ("model", "renders", "frozen")}  # fmt: skip
+    reference = {
+        said: {kind: one["value"] for kind, one in rows[name].items()}
+        for said, name in (("renders", "renders"), ("shuffled", "model"), ("frozen", "frozen"))
     }
-    reference = {name: {kind: one["value"] for kind, one in rows[name].items()} for name in ("renders", "frozen")}
     report = {"suite": "distribution", "count": count, "scores": rows["model"], "splits": {}, "reference": reference}
-    return report, clips
+    return report, clips, {kind: (of["model"], of["known"]) for kind, of in each.items()}

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from dit_video.core.errors import BadInput
 from dit_video.core.log import Progress
 from dit_video.evals import quality, references
+from dit_video.evals.compare import Samples, of_numbers
 from dit_video.evals.measure import Reading, measure
 from dit_video.evals.prompts import Asked, suite
 from dit_video.evals.score import Marks, mark, partners
@@ -26,12 +27,13 @@ _CALM = 0.1  # levels of 255 between two frames: less is no change
 
 def evaluate(
     subject: Subject, count: int, how: Sampling, progress: Progress
-) -> tuple[dict[str, Any], Sequence[np.ndarray]]:
-    """The report and the clips, of plain prompts whose motion lasts. `curves`: for the model and for renders, each of
-    SHARES and three numbers over windows: how far the object's colour and area are from those of the first one (in
-    daylight; logarithm), and how much a pixel changes from frame to frame. `scores`: what is lost from the first window
-    to the last; `cut`, the largest change between two frames over the median one, and `track`, how far an object is
-    from one closed form of motion over the whole clip, both as a ratio to that of renders.
+) -> tuple[dict[str, Any], Sequence[np.ndarray], Samples]:
+    """The report, the clips and what each adds to its scores, of plain prompts whose motion lasts. `curves`: for the
+    model and for renders, each of SHARES and three numbers over windows: how far the object's colour and area are from
+    those of the first one (in daylight; logarithm), and how much a pixel changes from frame to frame. `scores`: what is
+    lost from the first window to the last; `cut`, the largest change between two frames over the median one, and
+    `track`, how far an object is from one closed form of motion over the whole clip, both as a ratio to that of
+    renders. `reference`: what renders lose, and what the clips lose under each other's prompts.
 
     Raises BadInput for clips of less than two windows.
     """
@@ -44,25 +46,36 @@ def evaluate(
     with progress.phase("generate"):
         clips = make(subject, asked, how)
     starts = list(range(0, how.num_frames - WINDOW + 1, HOP))
-    curves, lost, whole = {}, {}, {}
+    curves, lost, whole, reference = {}, {}, {}, {}
     for who, own in (("model", clips), ("renders", rendered)):
         windows = [read([clip[start : start + WINDOW] for clip in own], subject.fps, progress) for start in starts]
-        marks = [[mark(*pair) for pair in zip(readings, asked, strict=True)] for readings in windows]
-        table = {name: np.array([[_share(m, name) for m in each] for each in marks]) for name in SHARES}
+        table = _table(windows, asked)
         curves[who] = {name: [_mean(row) for row in values] for name, values in table.items()}
         curves[who] |= _numbers(windows, asked) | {"change": [_change(own, start) for start in starts]}
-        lost[who] = {f"{name}_lost": quality.average(values[0] - values[-1]) for name, values in table.items()}
-        whole[who] = [quality.jitter(measure(clip, subject.fps)) for clip in own]
-    scores = lost["model"] | {
-        "cut": quality.ratio([cut(clip) for clip in clips], [cut(clip) for clip in rendered]),
-        "track": quality.ratio(whole["model"], whole["renders"]),
-    }
+        lost[who] = {f"{name}_lost": values[0] - values[-1] for name, values in table.items()}
+        whole[who] = {"cut": np.array([cut(clip) for clip in own]),
+                      "track": np.array([quality.jitter(measure(clip, subject.fps)) for clip in own])}  # fmt: skip
+        if who == "model":
+            foreign = _table(windows, [*asked[1:], *asked[:1]])
+            reference["shuffled"] = {f"{name}_lost": _mean(row[0] - row[-1]) for name, row in foreign.items()}
+        else:
+            reference["renders"] = {name: _mean(own) for name, own in lost[who].items()} | {"cut": 1.0, "track": 1.0}
+    scores = {name: quality.average(own) for name, own in lost["model"].items()}
+    scores |= {name: quality.ratio(own, whole["renders"][name]) for name, own in whole["model"].items()}
+    samples = dict(of_numbers(lost["model"]))
+    samples |= {name: np.stack([own, whole["renders"][name]], 1) for name, own in whole["model"].items()}
     report = {
         "suite": "drift", "count": len(asked), "seconds_of_windows": [start / subject.fps for start in starts],
         "shares": list(SHARES), "curves": curves, "scores": {k: v for k, v in scores.items() if v is not None},
-        "splits": {},
+        "splits": {}, "reference": {name: reference[name] for name in ("renders", "shuffled")},
     }  # fmt: skip
-    return report, clips
+    return report, clips, samples
+
+
+def _table(windows: Sequence[Sequence[Reading]], asked: Sequence[Asked]) -> dict[str, Float[np.ndarray, "W N"]]:
+    """Of each of SHARES the part that is right in each window of each clip."""
+    marks = [[mark(*pair) for pair in zip(readings, asked, strict=True)] for readings in windows]
+    return {name: np.array([[_share(m, name) for m in each] for each in marks]) for name in SHARES}
 
 
 def _share(marks: Marks, name: str) -> float:

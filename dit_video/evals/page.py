@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from dit_video.core.files import json_text
 from dit_video.data.video import contact_sheet
-from dit_video.evals import plots, tables
+from dit_video.evals import WRITES, plots, tables
 from dit_video.evals.tables import Table
 
 _SHEET = 16  # clips on a contact sheet
@@ -50,20 +50,40 @@ def sheets(report: Mapping[str, Any], clips: Sequence[UInt8[np.ndarray, "T H W 3
     return {"first": list(range(min(_SHEET, len(clips))))} | ({"worst": worst} if worst else {})
 
 
-def write(out: Path, report: Mapping[str, Any], clips: Sequence[UInt8[np.ndarray, "T H W 3"]]) -> None:
-    """OUT/report.json, OUT/index.html, and the contact sheets as pictures: OUT/first.png, best.png, worst.png. On that
-    of the worst clips of prompts stands beside each what failed."""
+def write(
+    out: Path,
+    report: Mapping[str, Any],
+    clips: Sequence[UInt8[np.ndarray, "T H W 3"]],
+    theirs: Sequence[UInt8[np.ndarray, "T H W 3"]] = (),
+) -> None:
+    """OUT/report.json, OUT/index.html, and the contact sheets as pictures: OUT/first.png, best.png, worst.png, and
+    against.png, the first clips of another model (`theirs`). On that of the worst clips of prompts stands beside each
+    what failed. Pictures of an older report are removed."""
     from PIL import Image
 
     pictures = {}
     for name, which in sheets(report, clips).items() if len(clips) else ():
-        data, shown = io.BytesIO(), [clips[i] for i in which]
-        said = [_said(report["clips"][i]) for i in which] if name == "worst" and _has_prompts(report) else None
-        Image.fromarray(beside(shown, said) if said else contact_sheet(shown)).save(data, "PNG")
+        words = name == "worst" and _has_prompts(report)
+        data = io.BytesIO()
+        Image.fromarray(worst(report, clips) if words else contact_sheet([clips[i] for i in which])).save(data, "PNG")
         pictures[name] = (data.getvalue(), which)
-        (out / f"{name}.png").write_bytes(data.getvalue())
+    if len(theirs):
+        data = io.BytesIO()
+        Image.fromarray(contact_sheet(list(theirs[:_SHEET]))).save(data, "PNG")
+        pictures["against"] = (data.getvalue(), [])
+    for name in WRITES:
+        if name.endswith(".png") and name.removesuffix(".png") not in pictures:
+            (out / name).unlink(missing_ok=True)
+    for name, (png, _) in pictures.items():
+        (out / f"{name}.png").write_bytes(png)
     (out / "report.json").write_text(json_text(report, 1) + "\n", encoding="utf-8")
     (out / "index.html").write_text(page(report, pictures), encoding="utf-8")
+
+
+def worst(report: Mapping[str, Any], clips: Sequence[UInt8[np.ndarray, "T H W 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+    """The worst clips of prompts, the very worst on top, and what failed in each."""
+    which = sheets(report, clips)["worst"]
+    return beside([clips[i] for i in which], [_said(report["clips"][i]) for i in which])
 
 
 def beside(
@@ -88,15 +108,19 @@ def beside(
 
 
 def page(report: Mapping[str, Any], pictures: Mapping[str, tuple[bytes, list[int]]]) -> str:
-    """The HTML. pictures: name -> PNG and the clips on it."""
+    """The HTML. pictures: name -> PNG and the clips on it, of the model's own."""
     model = report.get("model", {})
     title = f"{report['suite']}: {model.get('name') or 'model'} {model.get('hash', '')}"
     settings = ", ".join(f"{key} {value}" for key, value in report.get("settings", {}).items() if value is not None)
     parts = [f"<h1>{escape(title)}</h1><p>{report['count']} clips. <code>{escape(settings)}</code></p>"]
+    if "against" in report:
+        other = report["against"]["model"]
+        parts.append(f"<p>Against {escape(other['name'] or 'model')} <code>{escape(other['hash'])}</code>.</p>")
     for name, (png, which) in pictures.items():
         data = base64.b64encode(png).decode()
-        parts.append(f'<h2>{name} clips</h2><img alt="{name} clips" src="data:image/png;base64,{data}">')
-        if _has_prompts(report):
+        said = f"{name} clips" if name != "against" else f"first clips {tables.of_other(report)}"
+        parts.append(f'<h2>{escape(said)}</h2><img alt="{escape(said)}" src="data:image/png;base64,{data}">')
+        if which and _has_prompts(report):
             parts.append(_captions([report["clips"][i] for i in which]))
     parts += _plots(report)
     parts += [_table(table) for table in tables.tables(report)]
@@ -143,22 +167,29 @@ def _captions(clips: Sequence[Mapping[str, Any]]) -> str:
 
 def _plots(report: Mapping[str, Any]) -> list[str]:
     """Of the suite of prompts, bars of all scores and of each attribute's values, and lines over steps and the like; of
-    drift, lines over time."""
-    out = []
+    drift, lines over time. Another model's shares are marks across the bars, its lines a plot of their own."""
+    out, other, whose = [], report.get("against", {}), tables.of_other(report)
     if report["suite"] == "toyworld":
         known = {name: row for name, row in report["reference"].items() if name in ("renders", "shuffled", "frozen")}
-        out.append(f"<h2>scores</h2>{plots.bars(report['scores'], known)}")
+        beside = {whose: _values(other["scores"])} if other else {}
+        out.append(f"<h2>scores</h2>{plots.bars(report['scores'], known | beside)}")
         for name, values in report["values"].items():
-            out.append(f"<h2>{escape(name)}</h2>{plots.bars(values)}")
+            beside = {whose: _values(other["values"].get(name, {}))} if other else {}
+            out.append(f"<h2>{escape(name)}</h2>{plots.bars(values, beside)}")
         for axis in ("steps", "guidance", "frames"):
-            sides = report["splits"].get(axis, {})
-            names = ("all", "colour", "shape", "motion", "direction")
-            curves = {name: [scores.get(name, {}).get("value") for scores in sides.values()] for name in names}
-            if len(sides) > 1:
-                out.append(f"<h2>by {axis}</h2>{plots.lines(list(sides), curves)}")
+            for splits, of in ((report["splits"], ""), (other.get("splits", {}), f" {whose}")):
+                sides = splits.get(axis, {})
+                names = ("all", "colour", "shape", "motion", "direction")
+                curves = {name: [scores.get(name, {}).get("value") for scores in sides.values()] for name in names}
+                if len(sides) > 1:
+                    out.append(f"<h2>by {axis}{escape(of)}</h2>{plots.lines(list(sides), curves)}")
     if report["suite"] == "drift":
         labels = [f"{second:g} s" for second in report["seconds_of_windows"]]
-        for who, curves in report["curves"].items():
+        for who, curves in tables.over_time(report).items():
             shares = {name: curve for name, curve in curves.items() if name in report["shares"]}
             out.append(f"<h2>over time ({escape(who)})</h2>{plots.lines(labels, shares)}")
     return out
+
+
+def _values(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {name: one["value"] for name, one in entries.items()}

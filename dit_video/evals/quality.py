@@ -29,7 +29,7 @@ def permanent(reading: Reading) -> bool:
 
 
 def constant(reading: Reading) -> bool:
-    """Every object keeps its shape and its colour."""
+    """Every object keeps its shape and its colour, in at least nine frames of ten."""
     return reading.readable and all(min(one.shape_share, one.colour_share) >= _CONSTANT for one in reading.objects)
 
 
@@ -102,13 +102,34 @@ def entry(value: float, low: float, high: float, n: int) -> dict[str, float]:
 def spread(places: Sequence[Float[np.ndarray, "2"] | None], groups: Sequence[object]) -> float:
     """How much places vary among the clips of one group (one prompt, say): root mean square distance from the group's
     middle. nan if no group has two places that are known."""
+    squares, freedom = _deviations(places, groups)
+    return float(np.sqrt(squares.sum() / freedom)) if freedom else float("nan")
+
+
+def spread_entry(
+    places: Sequence[Float[np.ndarray, "2"] | None], groups: Sequence[object], unit: float = 1.0, seed: int = 0
+) -> dict[str, float] | None:
+    """`spread` over unit, with a 95 % interval: clips are resampled, each at its distance from its group's middle. None
+    if no group has two places that are known."""
+    squares, freedom = _deviations(places, groups)
+    if not freedom:
+        return None
+    draws = np.random.default_rng(seed).integers(len(squares), size=(_RESAMPLES, len(squares)))
+    value, *drawn = np.sqrt(np.array([squares.sum(), *squares[draws].sum(1)]) / freedom) / unit
+    return entry(value, *np.quantile(drawn, (0.025, 0.975)), len(squares))
+
+
+def _deviations(
+    places: Sequence[Float[np.ndarray, "2"] | None], groups: Sequence[object]
+) -> tuple[Float[np.ndarray, "N"], int]:
+    """Squared distances of places from their group's middle, in groups of two and more, and the degrees of freedom."""
     each: dict[object, list[np.ndarray]] = {}
     for place, group in zip(places, groups, strict=True):
         if place is not None:
             each.setdefault(group, []).append(np.asarray(place))
-    squares = sum(float(((np.array(own) - np.mean(own, 0)) ** 2).sum()) for own in each.values())
-    freedom = sum(len(own) - 1 for own in each.values())
-    return float(np.sqrt(squares / freedom)) if freedom else float("nan")
+    some = [np.array(own) for own in each.values() if len(own) > 1]
+    squares = [((own - own.mean(0)) ** 2).sum(-1) for own in some]
+    return np.concatenate([*squares, np.zeros(0)]), sum(len(own) - 1 for own in some)
 
 
 def first_place(reading: Reading) -> Float[np.ndarray, "2"] | None:

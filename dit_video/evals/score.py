@@ -81,27 +81,32 @@ def rates(marks: Sequence[Marks], seed: int = 0) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(seed)
     out = {}
     for name in NAMES:
-        each = [m[name] for m in marks if m.get(name)]
-        if not each:
-            continue
-        right = np.array([sum(ok for _, ok in marks) for marks in each], float)
-        total = np.array([len(marks) for marks in each], float)
-        draws = rng.integers(len(each), size=(_RESAMPLES, len(each)))
-        low, high = np.quantile(right[draws].sum(1) / total[draws].sum(1), (0.025, 0.975))
-        out[name] = quality.entry(right.sum() / total.sum(), low, high, int(total.sum()))
+        each = [[right for _, right in m[name]] for m in marks if m.get(name)]
+        if each:
+            out[name] = _share(each, rng)
     return out
 
 
-def by_value(marks: Sequence[Marks]) -> dict[str, dict[str, dict[str, float]]]:
-    """Share of right marks by attribute and by the value that was asked for."""
-    counts: dict[str, dict[str, list[bool]]] = {}
+def by_value(marks: Sequence[Marks], seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
+    """Share of right marks by attribute and by the value that was asked for, with intervals as of `rates`."""
+    rng = np.random.default_rng(seed)
+    clips: dict[str, dict[str, list[list[bool]]]] = {}
     for name in ATTRIBUTES:
-        for value, right in (pair for m in marks for pair in m.get(name, [])):
-            counts.setdefault(name, {}).setdefault(value, []).append(right)
-    return {
-        name: {value: {"value": round(float(np.mean(own)), 4), "n": len(own)} for value, own in sorted(values.items())}
-        for name, values in counts.items()
-    }
+        for m in marks:
+            own: dict[str, list[bool]] = {}
+            for value, right in m.get(name, []):
+                own.setdefault(value, []).append(right)
+            for value, each in own.items():
+                clips.setdefault(name, {}).setdefault(value, []).append(each)
+    return {name: {value: _share(values[value], rng) for value in sorted(values)} for name, values in clips.items()}
+
+
+def _share(clips: Sequence[Sequence[bool]], rng: np.random.Generator) -> dict[str, float]:
+    """Of the marks of some clips, as an entry of a report."""
+    right, total = (np.array([of(each) for each in clips], float) for of in (sum, len))
+    draws = rng.integers(len(clips), size=(_RESAMPLES, len(clips)))
+    low, high = np.quantile(right[draws].sum(1) / total[draws].sum(1), (0.025, 0.975))
+    return quality.entry(right.sum() / total.sum(), low, high, int(total.sum()))
 
 
 def floor(readings: Sequence[Reading], asked: Sequence[Asked], seed: int = 0) -> dict[str, float]:
@@ -144,7 +149,7 @@ def confusions(readings: Sequence[Reading], asked: Sequence[Asked]) -> dict[str,
 
 def score(readings: Sequence[Reading], asked: Sequence[Asked]) -> dict[str, Any]:
     """The report of a list of prompts: `count`, `scores` (attribute -> value, low, high, n), `splits` (what training
-    saw and did not), `values` (attribute -> value asked -> value, n), `confusions`, `faults` (of clips that cannot be
+    saw and did not), `values` (attribute -> value asked -> the same), `confusions`, `faults` (of clips that cannot be
     read: how many), `reference` with `shuffled`, and `clips` (what was asked and seen in each)."""
     if len(readings) != len(asked):
         raise ValueError(f"score: {len(readings)} readings of {len(asked)} prompts.")

@@ -187,18 +187,17 @@ def _speeds(readings: Sequence[Reading], asked: Sequence[Asked]) -> dict[str, di
     return {} if value is None else {"speed_error": value}
 
 
-def _first_frames(clips: Sequence[Frames], rendered: np.ndarray) -> dict[str, float]:
-    """How well the given first frame is kept, in dB."""
-    each = np.array([psnr(clip[0], render[0]) for clip, render in zip(clips, rendered, strict=True)])
-    return {
-        "psnr": round(float(each.mean()), 2),
-        "lowest": round(float(each.min()), 2),
-        "over_28": round(float((each > 28).mean()), 4),
-    }
+def _first_frames(clips: Sequence[Frames], rendered: np.ndarray) -> dict[str, Any]:
+    """How well the given first frame is kept: the mean in dB, the lowest (of which there is no interval), and the share
+    of clips over 28 dB."""
+    each = [psnr(clip[0], render[0]) for clip, render in zip(clips, rendered, strict=True)]
+    over = [float(value > 28) for value in each]
+    return {"psnr": quality.average(each), "lowest": round(min(each), 2), "over_28": quality.average(over)}
 
 
-def _diversity(subject: Subject, seeds: int, how: Sampling, progress: Progress) -> dict[str, float]:
-    """Spread of start positions over seeds of one prompt, in units of min(height, width), and the renderer's."""
+def _diversity(subject: Subject, seeds: int, how: Sampling, progress: Progress) -> dict[str, Any]:
+    """Spread of start positions over seeds of one prompt, in units of min(height, width), and its ratio to that of
+    renders, which is next to exact; of how many clips, and in how many something is seen."""
     prompts, real, groups = [], [], []
     for i, given in enumerate(_DIVERSE):
         prompt, places = starts(given, i, how.height, how.width)
@@ -208,9 +207,11 @@ def _diversity(subject: Subject, seeds: int, how: Sampling, progress: Progress) 
     with progress.phase("generate"):
         clips = subject.make(prompts, replace(how, seed=how.seed + 1))
     places = [quality.first_place(reading) for reading in read(clips, subject.fps, progress)]
-    made, known = quality.spread(places, prompts), quality.spread(real, groups)
-    ratio = {} if np.isnan(made) else {"spread": round(made, 4), "ratio": round(made / known, 4)}
-    return ratio | {"renders": round(known, 4), "n": len(prompts), "seen": sum(place is not None for place in places)}
+    known = quality.spread(real, groups)
+    made = {"spread": quality.spread_entry(places, prompts), "ratio": quality.spread_entry(places, prompts, known)}
+    seen = sum(place is not None for place in places)
+    about = {"renders": round(known, 4), "n": len(prompts), "seen": seen}
+    return {name: value for name, value in made.items() if value is not None} | about
 
 
 def starts(given: Mapping[str, str], number: int, height: int, width: int) -> tuple[str, Float[np.ndarray, "N 2"]]:

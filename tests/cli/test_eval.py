@@ -1,6 +1,7 @@
 """`dit-video eval`, with a pipeline that renders instead of generating."""
 
 import json
+import re
 from functools import cache
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_video.cli.eval import FREE
 from dit_video.cli.main import main
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.evals.prompts import suite
@@ -82,7 +84,9 @@ def test_report_of_a_perfect_model(pipe, tmp_path, capsys):
     assert printed["reference"]["nearest"]["colour"] < 0.9
     assert printed["quality"]["flicker"]["value"] == printed["quality"]["jitter"]["value"] == 1.0
     assert printed["diversity"]["n"] == 8
-    assert printed["diversity"]["spread"] > 0
+    spread, ratio = printed["diversity"]["spread"], printed["diversity"]["ratio"]
+    assert 0 < spread["low"] < spread["value"] < spread["high"]
+    assert ratio["value"] == pytest.approx(spread["value"] / printed["diversity"]["renders"], abs=2e-3)
     assert printed["free"]["scores"]["all"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 3}
     stored = json.loads((tmp_path / "r" / "report.json").read_text())
     assert [clip["prompt"] for clip in stored["clips"]] == [one.prompt for one in suite(12)]
@@ -97,7 +101,10 @@ def test_image_condition_gives_first_frames(pipe, tmp_path, capsys):
     flags = ["--count", "3", "--condition", "image", "--seeds", "0", "--free", "0", "--references", "3"]
     assert main(["eval", *flags, "--prompts", "plain", "--out", str(tmp_path), "--quiet"]) == 0
     text = capsys.readouterr().out
-    assert "first_frame\npsnr  lowest  over_28\n99" in text
+    (table,) = re.findall(r"first_frame\n((?:.+\n)+)", text)
+    rows = [line.split() for line in table.splitlines()[1:]]
+    assert rows[:2] == [["psnr", "99", "99", "..", "99", "3"], ["lowest", "99", "-", "-"]]
+    assert rows[2] == ["over_28", "1", "1", "..", "1", "3"]
     assert text.splitlines()[-2:] == [str(tmp_path / "report.json"), str(tmp_path / "index.html")]
     assert [call[:2] for call in pipe.calls] == [(1, 0), (1, 1), (1, 2)]
     assert all(call[2]["image"].shape == (64, 64, 3) for call in pipe.calls)
@@ -122,12 +129,25 @@ def test_model_that_ignores_the_prompt_is_near_the_floor(pipe, tmp_path, capsys)
         (["--suite", "drift", "--condition", "image", "--by", "steps=4"], "--condition, --by: --suite drift does not"),
         (["--suite", "reconstruction", "--solver", "nonsense"], "--solver: --suite reconstruction does not look"),
         (["--by", "steps=4", "--by", "steps=8"], "an axis is given twice"),
+        (["--seeds", "1"], "Use 2 or more, or 0 to leave it out"),
+        (["--free", "200"], "there are 100 free prompts. Use 100 or less"),
+        (["--prompts", "free", "--free", "3"], "they are all that is asked. Leave --free out"),
+        (["--prompts", "free", "--heldout"], "--heldout: of free prompts nobody knows"),
+        (["--prompts", "free", "--count", "200"], "--count 200: there are 100 free prompts"),
     ],
 )
 def test_bad_input_is_found_first(pipe, flags, message, tmp_path, capsys):
     assert main(["eval", "--out", str(tmp_path), *flags]) == 2
     assert message in capsys.readouterr().err
     assert pipe.calls == []
+
+
+def test_free_prompts_are_asked_once(pipe, tmp_path, capsys):
+    assert len(suite(1000, "free")) == FREE
+    flags = ["--prompts", "free", "--count", "2", "--references", "0", "--seeds", "0", "--json", "--quiet"]
+    assert main(["eval", *flags, "--out", str(tmp_path)]) == 0
+    assert [call[0] for call in pipe.calls] == [2]
+    assert "free" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["index.html", "report.json", "first.png"])
@@ -156,24 +176,43 @@ def evaluated(capsys, model, folder, *flags):
     assert printed == {name: value for name, value in stored.items() if name != "clips"}
     assert (folder / "index.html").stat().st_size > 1000 and (folder / "first.png").exists()
     assert len(printed["model"]["hash"]) == 12 and printed["count"] == 2
+    assert {"suite", "count", "scores", "splits", "reference"} <= set(printed)
+    assert {"renders", "shuffled"} <= set(printed["reference"])
+    assert all(set(one) >= {"value", "low", "high", "n"} for one in printed["scores"].values())
     return printed
 
 
+def same(report):
+    """That a model against itself is no better and no worse."""
+    assert report["against"]["model"] == report["model"]
+    assert report["against"]["scores"] == report["scores"]
+    differences = report["against"]["difference"]
+    assert set(differences) == set(report["scores"])
+    assert {entry["value"] for entry in differences.values()} == {0.0}
+
+
 def test_reconstruction_of_a_real_model(model, here, capsys):
-    report = evaluated(capsys, model, here, "--suite", "reconstruction", "--num_frames", "5")
+    report = evaluated(capsys, model, here, "--suite", "reconstruction", "--num_frames", "5", "--against", model)
+    same(report)
+    assert report["against"]["bytes"] == report["bytes"] and report["against"]["judge"] == report["judge"]
     assert report["suite"] == "reconstruction"
     assert 3 < report["scores"]["psnr"]["value"] < 30 and report["scores"]["psnr"]["n"] == 2
     assert report["bytes"]["frames"] == 2 * 5 * 32 * 32 * 3
 
 
 def test_distribution_of_a_real_model(model, here, capsys):
-    report = evaluated(capsys, model, here, "--suite", "distribution", "--num_frames", "9", *ONE_STEP)
+    report = evaluated(
+        capsys, model, here, "--suite", "distribution", "--num_frames", "9", *ONE_STEP, "--against", model
+    )
+    same(report)
+    assert (here / "against.png").read_bytes() == (here / "first.png").read_bytes()
     assert report["suite"] == "distribution"
     assert all(np.isfinite(entry["value"]) for entry in report["scores"].values())
 
 
 def test_drift_of_a_real_model(model, here, capsys):
-    report = evaluated(capsys, model, here, "--suite", "drift", "--num_frames", "33", *ONE_STEP)
+    report = evaluated(capsys, model, here, "--suite", "drift", "--num_frames", "33", *ONE_STEP, "--against", model)
+    same(report)
     assert report["suite"] == "drift" and report["seconds_of_windows"] == [0.0, 2.0]
     assert report["curves"]["renders"]["change"] != report["curves"]["model"]["change"]
 
@@ -182,9 +221,8 @@ def test_a_real_model_against_itself_and_by_steps(model, here, capsys, monkeypat
     monkeypatch.setattr("dit_video.evals.references._TRAINING", 300)
     few = ["--seeds", "0", "--free", "0", "--references", "1", "--num_frames", "5", *ONE_STEP]
     report = evaluated(capsys, model, here, *few, "--against", model, "--by", "steps=1,2", "--by_count", "1")
-    assert report["against"]["model"] == report["model"]
-    assert report["against"]["scores"] == report["scores"]
-    assert {entry["value"] for entry in report["against"]["difference"].values()} == {0.0}
+    same(report)
+    assert report["against"]["values"] == report["values"] and report["against"]["splits"] == report["splits"]
     assert len(report["splits"]["steps"]) == 2
 
 

@@ -5,7 +5,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from dit_video.evals.distribution import distance, mmd
+from dit_video.evals.distribution import difference, distance, mmd
 from dit_video.evals.features import FEATURES, convolutions, features
 from dit_video.evals.features import frozen as network
 from dit_video.evals.references import frozen
@@ -52,6 +52,17 @@ def test_distance_does_not_care_for_units(rng):
     scale = np.array([1.0, 7.0, 40.0, 3.0])
     assert distance(x, y)["value"] == pytest.approx(distance(x * scale, y * scale)["value"], rel=0.05)
     assert distance(x, y)["low"] < distance(x, y)["value"] < distance(x, y)["high"]
+
+
+def test_the_difference_of_two_models_is_surer_than_their_distances(rng):
+    """Halves of both are the same clips, so that what they have in common is in no difference."""
+    reference, same = rng.normal(size=(60, 4)), rng.normal(size=(60, 4))
+    ours, theirs = {"features": (same + 0.6, reference)}, {"features": (same + 0.3, reference)}
+    gain, alone = difference(ours, theirs)["features"], distance(same + 0.6, reference)
+    assert gain["value"] == pytest.approx(alone["value"] - distance(same + 0.3, reference)["value"], abs=2e-4)
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    assert gain["high"] - gain["low"] < alone["high"] - alone["low"]
+    assert set(difference(ours, ours)["features"].values()) == {0.0, 60}
 
 
 def test_the_frozen_network_is_frozen():

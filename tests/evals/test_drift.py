@@ -6,6 +6,7 @@ import pytest
 from dit_video.core.errors import BadInput
 from dit_video.core.log import Progress
 from dit_video.evals import drift
+from dit_video.evals.compare import difference
 from dit_video.evals.toyworld import Sampling
 from tests.evals.conftest import rendered
 
@@ -25,7 +26,11 @@ class Maker:
 
 
 def report_of(maker, frames=33, count=2):
-    return drift.evaluate(maker, count, Sampling(64, 64, frames), Progress(show=False))[0]
+    return evaluated(maker, frames, count)[0]
+
+
+def evaluated(maker, frames=33, count=2):
+    return drift.evaluate(maker, count, Sampling(64, 64, frames), Progress(show=False))
 
 
 def test_renders_lose_nothing():
@@ -37,6 +42,9 @@ def test_renders_lose_nothing():
     assert report["scores"]["shape_lost"]["value"] == 0
     assert report["scores"]["cut"]["value"] == report["scores"]["track"]["value"] == 1
     assert max(report["curves"]["model"]["colour_drift"]) < 0.01
+    assert set(report["reference"]) == {"renders", "shuffled"}
+    assert set(report["reference"]["renders"]) == set(report["scores"])
+    assert report["reference"]["renders"]["shape_lost"] == 0 and report["reference"]["renders"]["cut"] == 1
 
 
 def test_a_late_fault_shows_late():
@@ -45,7 +53,11 @@ def test_a_late_fault_shows_late():
         share = np.concatenate([np.ones(16), np.linspace(1, 0.25, 17)])[:, None, None, None]
         return np.uint8(clip * share)
 
-    report = report_of(Maker(fade))
+    report, _, ours = evaluated(Maker(fade))
+    _, _, theirs = evaluated(Maker())
+    gain = difference(ours, theirs)
+    assert gain["readable_lost"]["value"] == report["scores"]["readable_lost"]["value"]
+    assert gain["cut"]["value"] == pytest.approx(report["scores"]["cut"]["value"] - 1, abs=1e-3)
     assert report["curves"]["model"]["readable"][0] == 1.0
     assert report["scores"]["readable_lost"]["value"] > 0.5
     assert report["curves"]["renders"]["readable"] == [1.0, 1.0]

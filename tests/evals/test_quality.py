@@ -73,4 +73,18 @@ def test_ratio_and_average_leave_out_what_is_unknown(rng):
 def test_spread_is_within_groups():
     places = [np.array([0.2, 0.5]), np.array([0.4, 0.5]), np.array([0.9, 0.1]), None]
     assert quality.spread(places, "aabb") == pytest.approx(np.sqrt(0.02))
-    assert np.isnan(quality.spread(places, "abcd"))
+    assert np.isnan(quality.spread(places, "abcd")) and quality.spread_entry(places, "abcd") is None
+
+
+def test_the_interval_of_a_spread_covers_it(rng):
+    """Of four prompts with eight seeds each, spread 1 in both directions together."""
+    groups = np.repeat(np.arange(4), 8)
+    hits, widths = 0, []
+    for _ in range(100):
+        places = list(rng.normal(groups[:, None], np.sqrt(0.5), (32, 2)))
+        found = quality.spread_entry(places, groups, unit=2.0)
+        assert found["value"] == pytest.approx(quality.spread(places, groups) / 2, abs=1e-4)
+        hits += found["low"] <= 0.5 <= found["high"]
+        widths.append(found["high"] - found["low"])
+    assert hits >= 85 and found["n"] == 32
+    assert 0.1 < np.mean(widths) < 0.25

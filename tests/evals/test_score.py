@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dit_video.evals.compare import difference
+from dit_video.evals.compare import difference, of_marks, of_numbers
 from dit_video.evals.measure import Reading
 from dit_video.evals.prompts import Asked
 from dit_video.evals.score import by_value, mark, rates, score
@@ -34,7 +34,7 @@ def test_report_has_the_parts_of_the_interface(asked, readings):
     assert set(report["splits"]["template"]) == {"seen", "unseen"}
     assert report["splits"]["template"]["unseen"]["colour"]["n"] == 14
     reds = sum(one.objects[0]["colour"] == "red" for one in asked)
-    assert report["values"]["colour"]["red"] == {"value": 1.0, "n": reds}
+    assert report["values"]["colour"]["red"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": reds}
     assert report["confusions"]["colour"]["red"] == {"red": reds}
     assert report["faults"] == {}
     assert [clip["wrong"] for clip in report["clips"]] == [[]] * 42
@@ -48,7 +48,11 @@ def test_interval_covers_what_it_says():
     assert entry["value"] == 0.75
     # 1.96 * sqrt(0.75 * 0.25 / 100)
     assert entry["high"] - entry["low"] == pytest.approx(2 * 0.085, abs=0.03)
-    assert by_value(marks)["colour"]["red"] == {"value": 0.75, "n": 100}
+    assert by_value(marks)["colour"]["red"] == entry  # of one value alone: the same clips, resampled alike
+    halves = [{"colour": [("red", i % 2 == 0), ("blue", True)]} for i in range(100)]
+    red, blue = (by_value(halves)["colour"][value] for value in ("red", "blue"))
+    assert (red["value"], red["n"]) == (0.5, 100) and red["high"] - red["low"] == pytest.approx(0.2, abs=0.05)
+    assert (blue["low"], blue["high"]) == (1.0, 1.0)
 
 
 def test_objects_are_matched_whatever_their_order(asked, readings):
@@ -92,9 +96,20 @@ def test_difference_of_two_models_is_paired():
     """The same clips are hard for both: the interval of the difference is that of the clips where they differ."""
     ours = [{"colour": [("red", i % 2 == 0 or i < 20)]} for i in range(200)]
     theirs = [{"colour": [("red", i % 2 == 0)]} for i in range(200)]
-    gain = difference(ours, theirs)["colour"]
+    gain = difference(of_marks(ours), of_marks(theirs))["colour"]
     assert (gain["value"], gain["n"]) == (0.05, 200)
     assert 0.01 < gain["low"] < 0.05 < gain["high"] < 0.09
-    assert difference(ours, ours)["colour"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 200}
+    assert difference(of_marks(ours), of_marks(ours))["colour"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 200}
     with pytest.raises(ValueError):
-        difference(ours, theirs[:5])
+        difference(of_marks(ours), of_marks(theirs[:5]))
+
+
+def test_difference_of_numbers_and_of_ratios(rng):
+    hard = rng.normal(30, 5, 200)  # what all models find hard is in no difference
+    gain = difference(of_numbers({"psnr": hard + 0.5}), of_numbers({"psnr": hard, "ssim": hard}))
+    assert gain == {"psnr": {"value": 0.5, "low": 0.5, "high": 0.5, "n": 200}}
+    renders = np.full(200, 2.0)
+    both = [{"cut": np.stack([np.where(np.arange(200) < 10, np.nan, times * hard), renders], 1)} for times in (2, 1)]
+    ratio = difference(*both)["cut"]
+    assert (ratio["value"], ratio["n"]) == (pytest.approx(hard[10:].mean() / 2, abs=1e-4), 190)
+    assert ratio["low"] < ratio["value"] < ratio["high"]
