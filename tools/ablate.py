@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         args.steps, args.count, args.clips = 2, 2, 4
     columns = ["axis", "changed", "steps", "parameters", "clips a second",
                *(f"error at t = {t:g}" for t in trial.TIMES), *trial.SCORES]  # fmt: skip
-    settings = {"experiment": args.experiment, "init": args.init, "clips": trial.clips(args.data), "steps": args.steps,
-                "prompts": args.count}  # fmt: skip
+    settings = {**trial.identity(args.experiment, args.data, args.init), "clips": trial.clips(args.data),
+                "steps": args.steps, "prompts": args.count}  # fmt: skip
     rows = Rows("ablation", args.out, columns, 2, settings, "python tools/ablate.py --data latents --steps "
                 f"{args.steps} --count {args.count}")  # fmt: skip
     wanted = [(axis, name, fields, args.data) for axis, each in VARIANTS.items() for name, fields in each.items()]
@@ -110,7 +110,7 @@ def ledger(rows: list[list[Any]], settings: dict[str, Any]) -> list[str]:
     lines = []
     for axis in dict.fromkeys(row[0] for row in rows if row[0]):
         own = [*(recipe if axis != "size" else []), *(row for row in rows if row[0] == axis)]
-        start = "random weights" if axis == "size" else settings["init"]
+        start = "random weights" if axis == "size" else settings["init"]["name"]
         lines.append(f"| {day} | ablation, {axis}, from {start}, {what} | {'. '.join(map(said, own))} |")
     return lines
 

@@ -8,7 +8,9 @@ width), and is measured with its average after PARTS of the budget of FLOPs: the
 looks from a quarter on. Stores scaling.json, row by row, and scaling.svg.
 
 The law loss = a + b C^-c is fitted through the rows that no row of as few FLOPs beats. The loss is the mean of the
-velocity errors at fixed times, a part of which no model can avoid: a stands for it.
+velocity errors at fixed times, a part of which no model can avoid: a stands for it. Of what is all as asked the logit
+is a line over the logarithm of the FLOPs (through the best size of each) and over that of the parameters (through the
+rows of the most FLOPs).
 """
 
 from collections.abc import Sequence
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     flops = {name: trial.flops_a_step(args.experiment, args.data, fields, None) for name, fields in SIZES.items()}
     if args.quick:
         args.budget, args.count, args.clips = 4 * max(flops.values()), 2, 4
-    settings = {"experiment": args.experiment, "clips": trial.clips(args.data), "budget": args.budget,
+    settings = {**trial.identity(args.experiment, args.data), "clips": trial.clips(args.data), "budget": args.budget,
                 "prompts": args.count}  # fmt: skip
     made_by = f"python tools/scaling.py --data latents --budget {args.budget:g} --count {args.count}"
     rows = Rows("scaling", args.out, COLUMNS, 2, settings, made_by)
@@ -107,8 +109,54 @@ def power_law(flops: Sequence[float], loss: Sequence[float]) -> dict[str, float]
     return {"a": a, "b": b, "c": c, "low": low, "high": high, "points": len(x)}
 
 
+def logistic(x: Sequence[float], share: Sequence[float], count: int) -> dict[str, float] | None:
+    """Slope and level of logit(share) = level + slope log10(x), by least squares weighted by how sure shares of count
+    clips are (half a clip added to both sides, so that 0 and 1 count too), with the slope's 95 % interval by Student's
+    t. Of fewer than three different x there is None."""
+    from scipy.stats import t
+
+    across, right = np.log10(np.asarray(x, float)), np.asarray(share, float) * count
+    if len(set(x)) < 3:
+        return None
+    y = np.log((right + 0.5) / (count - right + 0.5))
+    weight = 1 / (1 / (right + 0.5) + 1 / (count - right + 0.5))
+    middle = float(np.average(across, weights=weight))
+    wide = float((weight * (across - middle) ** 2).sum())
+    slope = float((weight * (across - middle) * y).sum()) / wide
+    level = float(np.average(y, weights=weight))
+    free = len(x) - 2
+    # what scatters more than clips do by chance is less sure
+    scatter = max(1.0, float((weight * (y - level - slope * (across - middle)) ** 2).sum()) / free)
+    off = float(t.ppf(0.975, free)) * (scatter / wide) ** 0.5
+    return {"slope": slope, "level": level - slope * middle, "low": slope - off, "high": slope + off, "points": len(x)}
+
+
+def best_of(table: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(TFLOPs, all as asked) of the best size at each budget."""
+    found: dict[float, float] = {}
+    for row in table:
+        if row["all"] is not None:
+            found[row[COLUMNS[1]]] = max(row["all"], found.get(row[COLUMNS[1]], 0.0))
+    return sorted(found.items())
+
+
+def largest(table: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(parameters, all as asked) of the rows of the most FLOPs."""
+    judged = [row for row in table if row["all"] is not None]
+    most = max((row[COLUMNS[1]] for row in judged), default=0.0)
+    return sorted((row["parameters"], row["all"]) for row in judged if row[COLUMNS[1]] == most)
+
+
+def curve_of(fit: dict[str, float] | None, points: Sequence[tuple[float, float]]) -> dict[str, list[Any]]:
+    """A fitted share as a line to draw between its points."""
+    if fit is None:
+        return {}
+    each = np.geomspace(points[0][0], points[-1][0], 30)
+    return {LAW: [(x, 1 / (1 + np.exp(-fit["level"] - fit["slope"] * np.log10(x)))) for x in map(float, each)]}
+
+
 def shown(rows: Rows, folder: Path) -> None:
-    """The fit and the plots of what is there, beside the rows."""
+    """The fits and the plots of what is there, beside the rows."""
     from dit_video.evals.plots import below, points
 
     table = [dict(zip(COLUMNS, row, strict=True)) for row in rows.rows]
@@ -121,6 +169,15 @@ def shown(rows: Rows, folder: Path) -> None:
         note = f"held-out loss = {fit['a']:.3g} + {fit['b']:.3g} C^-c, C in FLOPs: a power law with c = {fit['c']:.3g} "
         note += f"(95 %: {fit['low']:.2g} to {fit['high']:.2g}) through {fit['points']} points that none beats"
 
+    fits, lines = {"held-out loss by FLOPs": fit}, {}
+    count = rows.shared["settings"]["prompts"]
+    for what, some in (("FLOPs", best_of(table)), ("parameters", largest(table))):
+        own = logistic(*zip(*some, strict=True), count) if some else None
+        fits[f"all by {what}"], lines[what] = own, curve_of(own, some)
+        if own:
+            note += f"; the logit of all as asked rises by {own['slope']:.2g} (95 %: {own['low']:.2g} to "
+            note += f"{own['high']:.2g}) for ten times the {what}, through {own['points']} points"
+
     def curves(by: str, x: str, y: str) -> dict[str, list[tuple[float, float]]]:
         names = dict.fromkeys(row[by] for row in table)
         return {f"{name:g} TFLOPs" if by == COLUMNS[1] else name:
@@ -130,12 +187,12 @@ def shown(rows: Rows, folder: Path) -> None:
     _, spent, many, _, loss = COLUMNS[:5]
     plots = [
         points(curves("denoiser", spent, loss) | law, spent, loss, line=LAW),
-        points(curves("denoiser", spent, "all"), spent, "all as asked", share=True),
+        points(curves("denoiser", spent, "all") | lines["FLOPs"], spent, "all as asked", share=True, line=LAW),
         points(curves(spent, many, loss), many, loss),
-        points(curves(spent, many, "all"), many, "all as asked", share=True),
+        points(curves(spent, many, "all") | lines["parameters"], many, "all as asked", share=True, line=LAW),
     ]
     (folder / "scaling.svg").write_text(below(plots) + "\n")
-    rows.keep(fit=fit, note=note, **({"picture": PICTURE} if folder.resolve() == RESULTS else {}))
+    rows.keep(fits=fits, note=note, **({"picture": PICTURE} if folder.resolve() == RESULTS else {}))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,17 @@ def clips(data: str) -> int:
     return sum(sum(shard["counts"]) for shard in manifest(data)["parts"]["train"])
 
 
+def identity(name: str, data: str, init: str | None = None) -> dict[str, Any]:
+    """What a training is made of, by digests, as names stay when their content changes: the experiment, the encoder of
+    its clips, and the weights that it starts from."""
+    from dit_video import VideoPipeline
+    from dit_video.core.config import digest, load_experiment
+
+    experiment = {"name": name, "digest": digest(load_experiment(name))}
+    start = {"init": {"name": init, "hash": VideoPipeline.from_pretrained(init).hash}} if init else {}
+    return {"experiment": experiment, "vae": manifest(data)["vae"]["digest"], **start}
+
+
 def flops_a_step(name: str, data: str, fields: Fields, init: str | None) -> float:
     """Of the experiment with these fields: the mean over its first batches, nothing for the optimizer."""
     from dit_video.core.config import load_experiment, override
@@ -91,7 +102,7 @@ def train(run: Path, name: str, data: str, fields: Fields, steps: int, init: str
     """Trains to so many steps, from where it was. SystemExit where the run is that of another training."""
     from dit_video.weights.runs import Run
 
-    told = {"experiment": name, "data": str(data), "init": init, **fields}
+    told = {"experiment": name, "data": str(data), "init": init, **fields, "made_of": identity(name, data, init)}
     note = run / "trial.json"
     if note.is_file() and (before := json.loads(note.read_text())) != told:
         raise SystemExit(f"{run} is a training of {before}, not of {told}: give other --runs")

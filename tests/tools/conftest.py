@@ -12,3 +12,9 @@ def load(checkout):
     sys.path.insert(0, str(checkout / "tools"))
     yield lambda name: runpy.run_path(str(checkout / "tools" / name))
     sys.path.remove(str(checkout / "tools"))
+
+
+@pytest.fixture(scope="module")
+def rows_of(load):
+    """Rows that are stored as they are done."""
+    return load("measure.py")["Rows"]

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -105,7 +107,7 @@ def test_what_costs_more_makes_fewer_steps(tools, built):
 def test_a_run_is_of_one_training(tools, tmp_path, monkeypatch):
     """What was trained otherwise is not taken for it."""
     monkeypatch.setattr(tools["trial"], "said", lambda *args: {})
-    monkeypatch.setattr(tools["trial"], "manifest", lambda data: {"vae": {"name": "board"}})
+    monkeypatch.setattr(tools["trial"], "manifest", lambda data: {"vae": {"name": "board", "digest": "0" * 12}})
     train = lambda *args: tools["trial"].train(tmp_path / "run", "toyworld", *args)  # noqa: E731
     train("latents", {"batch": "8"}, 10)
     train("latents", {"batch": "8"}, 20)
@@ -116,6 +118,27 @@ def test_a_run_is_of_one_training(tools, tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit, match="give other --runs"):
             train(*other)
+    monkeypatch.setattr(tools["trial"], "manifest", lambda data: {"vae": {"name": "board", "digest": "1" * 12}})
+    with pytest.raises(SystemExit, match="give other --runs"):
+        train("latents", {"batch": "8"}, 20)
+
+
+def test_what_a_training_is_made_of_is_told_by_its_content(tools, built, tmp_path):
+    """A file of the same name with another field, other weights in the same folder: another training."""
+    identity, (data, init, file) = tools["trial"].identity, (built / "latents", tmp_path / "model", tmp_path / "e.py")
+    shutil.copytree(built / "model", init)
+    file.write_text((built / "tiny.py").read_text())
+    before = identity(str(file), str(data), str(init))
+    assert before == identity(str(file), str(data), str(init))
+    assert before["vae"] == tools["trial"].manifest(str(data))["vae"]["digest"]
+    file.write_text(file.read_text().replace("warmup=2", "warmup=3"))
+    other = identity(str(file), str(data), str(init))
+    assert (other["experiment"] == before["experiment"], other["init"] == before["init"]) == (False, True)
+    model = load_model(str(init))
+    params = model.params | {"dit": jax.tree.map(lambda x: x + 1, model.params["dit"])}
+    save_model(dataclasses.replace(model, params=params, digest=""), init, force=True)
+    assert identity(str(file), str(data), str(init))["init"] != before["init"]
+    assert "init" not in identity(str(file), str(data))
 
 
 @pytest.mark.slow
@@ -135,6 +158,7 @@ def test_variants_are_trained_once_and_stand_in_rows(tools, built, tmp_path, cap
     assert [args[0] for args in tools["asked"]] == ["train", "eval"] * 2
     tools["ablate"]["main"](line)
     assert len(tools["asked"]) == 4
+    assert len(stored["settings"]["init"]["hash"]) == 12
 
 
 @pytest.mark.slow
@@ -150,7 +174,8 @@ def test_sizes_go_on_to_the_next_budget(tools, built, tmp_path, monkeypatch):
     assert table[0]["parameters"] < table[2]["parameters"]
     assert table[0]["steps"] < table[1]["steps"] and table[3]["steps"] < table[1]["steps"]
     assert [row["all"] for row in table] == [None, 0.25] * 2 and table[1]["shape"] is None
-    assert "too few points" in stored["note"]
+    assert "too few points" in stored["note"] and set(stored["fits"].values()) == {None}
+    assert stored["settings"]["experiment"]["digest"] and stored["settings"]["vae"]
     picture = (tmp_path / "scaling.svg").read_text()
     assert picture.startswith("<svg") and "large" in picture
 
@@ -169,6 +194,41 @@ def test_a_power_law_is_found_with_its_interval(tools):
     few = fit(flops[:3], 3e3 * flops[:3] ** -0.3)
     assert few["a"] == 0 and few["c"] == pytest.approx(0.3, abs=1e-6)
     assert fit(flops[:2], flops[:2]) is None
+
+
+def test_a_logistic_is_found_with_its_interval(tools, rng):
+    """Shares of clips drawn from a known curve; those of none and of all are no infinite logits."""
+    fit, x = tools["scaling"]["logistic"], np.geomspace(1e12, 1e16, 8)
+    right = 1 / (1 + np.exp(-1.5 * (np.log10(x) - 14)))
+    exact = fit(x, right, 100_000)
+    assert exact["slope"] == pytest.approx(1.5, abs=1e-3) and exact["level"] == pytest.approx(-21, abs=0.02)
+    hits = 0
+    for _ in range(40):
+        found = fit(x, rng.binomial(96, right) / 96, 96)
+        hits += found["low"] <= 1.5 <= found["high"]
+    assert hits >= 34
+    steep = fit(x[:3], [0.0, 0.5, 1.0], 96)
+    assert np.isfinite([steep["slope"], steep["low"], steep["high"]]).all() and steep["slope"] > 0
+    assert fit(x[:2], [0.1, 0.2], 96) is None and fit([1.0, 1.0, 2.0], [0.1, 0.2, 0.3], 96) is None
+
+
+def test_what_is_as_asked_is_fitted_by_flops_and_by_parameters(tools, rows_of, tmp_path):
+    """Of synthetic rows: by FLOPs through the best size of each, by parameters through those of the most FLOPs."""
+    scaling, curve = tools["scaling"], lambda c, n: 1 / (1 + np.exp(-(2 * np.log10(c / 30) + np.log10(n / 1e6))))
+    table = rows_of("scaling", tmp_path, scaling["COLUMNS"], 2, {"prompts": 100_000}, "a command")
+    scores = [None] * (len(scaling["trial"].SCORES) - 1)
+    for name, many in (("small", 10**5), ("middle", 10**6), ("large", 10**7)):
+        for spent in (5.0, 10.0, 30.0, 100.0):
+            share = None if spent < 10 else float(curve(spent, many))
+            table.add([name, spent, many, 1, 1 / spent, *scores, share])
+    scaling["shown"](table, tmp_path)
+    stored = json.loads((tmp_path / "scaling.json").read_text())
+    by_flops, by_size = (stored["fits"][f"all by {what}"] for what in ("FLOPs", "parameters"))
+    assert by_flops["slope"] == pytest.approx(2, abs=0.02) and by_flops["points"] == 3
+    assert by_size["slope"] == pytest.approx(1, abs=0.02) and by_size["points"] == 3
+    assert by_size["low"] < by_size["slope"] < by_size["high"]
+    assert "rises by 2 (95 %" in stored["note"] and "ten times the parameters, through 3 points" in stored["note"]
+    assert (tmp_path / "scaling.svg").read_text().count(">the law</text>") == 3
 
 
 def test_the_frontier_is_what_nothing_cheaper_beats(tools):
