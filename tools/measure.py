@@ -3,12 +3,14 @@
     python tools/measure.py generate   # from a cold process to the file: with an empty compile cache, and again
     python tools/measure.py train      # steps of the toyworld experiment, and what part of the measured peak they are
     python tools/measure.py toyworld   # 96 plain prompts, made and judged
+    python tools/measure.py world      # 1000 held-out prompts of the whole world in three sizes, and the free ones
+    python tools/measure.py reconstruction  # what the VAE loses of renders
     python tools/measure.py image      # the same from a given first frame: is it kept, and is the prompt followed
     python tools/measure.py seam       # from the last frames of a given clip: is there a jump where it goes on
     python tools/measure.py start      # many seeds of a prompt: do places differ as much as those of renders
     python tools/measure.py steps      # scores and seconds by solver and number of steps; goes on where it was stopped
 
-Needs the package installed, and a machine with nothing else to do. The last five take --model and --count.
+Needs the package installed, and a machine with nothing else to do. All from toyworld on take --model and --count.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
+ASPECTS = "48x80,80x48"  # width x height, beside the model's own size
 PROMPT = "a red circle moves right"
 COMMAND = [sys.executable, "-m", "dit_video.cli.main"]
 
@@ -148,32 +152,81 @@ def train(steps: int = 100) -> None:
     store("train", made_by="python tools/measure.py train", columns=["toyworld, float32", ""], rows=rows)
 
 
+def evaluated(args: argparse.Namespace, folder: Path, suite: str, count: int, *flags: str) -> dict[str, Any]:
+    """What `dit-video eval` says; its files are in folder/report."""
+    line = ["eval", "--suite", suite, "--count", str(count), *flags, "--out", str(folder / "report")]
+    return command(*line, *(["--model", str(Path(args.model).resolve())] if args.model else []), cwd=folder)[0]
+
+
 def toyworld(args: argparse.Namespace) -> None:
-    line = ["eval", "--suite", "toyworld", "--prompts", "plain", "--count", str(args.count or 96)]
-    line += ["--seeds", "0", "--free", "0", *(["--model", str(Path(args.model).resolve())] if args.model else [])]
+    flags = ("--prompts", "plain", "--seeds", "0", "--free", "0")
     with tempfile.TemporaryDirectory() as folder:
-        report, _ = command(*line, "--out", "report", cwd=Path(folder))
+        report = evaluated(args, Path(folder), "toyworld", args.count or 96, *flags)
     splits, reference = report["splits"], report["reference"]
     kept = {"scores": report["scores"], "splits": {"template": splits["template"]}, "values": report["values"]}
     kept["reference"] = {name: reference[name] for name in ("renders", "shuffled")}
     store("toyworld", args.out, made_by=args.made_by, **kept)
 
 
+def world(args: argparse.Namespace) -> None:
+    """Combinations of words that training never saw, in the model's own size and in both other aspects; the free
+    prompts beside them; a contact sheet of the worst clips."""
+    count = args.count or 1000
+    flags = ["--prompts", "world", "--heldout", "--seeds", "0", "--free", str(min(100, count)), "--references",
+             str(min(200, count)), f"--by=size={ASPECTS}", "--by_count", str(count)]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        report = evaluated(args, Path(folder), "toyworld", count, *flags)
+        args.out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(folder) / "report" / "worst.png", args.out / "world_worst.png")
+    reference = {name: report["reference"][name] for name in ("renders", "shuffled")}
+    free = report["free"]
+    kept = {name: report[name] for name in ("suite", "count", "scores", "values", "quality", "settings")}
+    kept["free"] = {"count": free["count"], "scores": free["scores"],
+                    "reference": {name: free["reference"][name] for name in reference}}  # fmt: skip
+    kept |= {"splits": {"size": report["splits"]["size"]}, "reference": reference}
+    kept["note"] = f"{count} held-out prompts: the clips that were judged worst, beside each what failed"
+    if args.out.resolve() == RESULTS:
+        kept["picture"] = "tools/results/world_worst.png"
+    store("world", args.out, made_by=args.made_by, **kept)
+
+
+def reconstruction(args: argparse.Namespace) -> None:
+    """Renders of the fixed prompts of the whole world through the VAE, those with a texture behind them apart."""
+    from tables import measured, percent
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = evaluated(args, Path(folder), "reconstruction", args.count or 96)
+    groups = report["splits"].get("group", {})
+    sides = [report["scores"], *(groups.get(name, {}) for name in ("plain", "textured"))]
+    names = {"psnr": "PSNR, dB", "psnr_first": "of the first frame", "ssim": "SSIM",
+             "flicker_added": "flicker added, levels of 255"}  # fmt: skip
+    rows: list[list[Any]] = [[said, *(measured(own.get(name)) for own in sides)] for name, said in names.items()]
+    rows.append(["bytes of frames over those of latents in float16", report["bytes"]["ratio"], None, None])
+    read = ", ".join(f"{name} {percent(share)}" for name, share in report["judge"].items())
+    rows.append(["the judge still reads right", read, None, None])
+    columns = [f"{report['count']} renders of prompts of the whole world", "all (95 % interval)", "plain backgrounds",
+               "textured ones"]  # fmt: skip
+    kept = {name: report[name] for name in ("bytes", "judge", "reference")}
+    kept["report"] = {"scores": report["scores"], "splits": report["splits"]}
+    store("reconstruction", args.out, made_by=args.made_by, columns=columns, rows=rows, **kept)
+
+
 def main(argv: list[str] | None = None) -> None:
     import judged
 
     alone = {"generate": generate, "train": train}
+    others = {"toyworld": toyworld, "world": world, "reconstruction": reconstruction, **judged.MEASUREMENTS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="generate", choices=[*alone, "toyworld", *judged.MEASUREMENTS])
+    parser.add_argument("what", nargs="?", default="generate", choices=[*alone, *others])
     parser.add_argument("--model", help="a model folder or a run (default: the weights on board)")
-    parser.add_argument("--count", type=int, help="of prompts (default: 96; of seam and start 32)")
+    parser.add_argument("--count", type=int, help="of prompts (default: 96; of world 1000, of seam and start 32)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to store in (default: tools/results)")
     args = parser.parse_args(argv)
     if args.what in alone:
         return alone[args.what]()
     given = [f" --{name} {value}" for name in ("model", "count") if (value := getattr(args, name)) is not None]
     args.made_by = f"python tools/measure.py {args.what}{''.join(given)}"
-    return toyworld(args) if args.what == "toyworld" else judged.MEASUREMENTS[args.what](args)
+    return others[args.what](args)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,15 @@ def percent(score: Any) -> str:
     return text
 
 
+def measured(score: Any) -> str:
+    """A number that is no share, with its interval and its count where it has them: `31.2 (30.9 to 31.5, n 96)`."""
+    if not isinstance(score, dict):
+        return cell(score)
+    count = f", n {score['n']}" if "n" in score else ""
+    about = f" ({cell(score['low'])} to {cell(score['high'])}{count})" if "low" in score and "high" in score else ""
+    return cell(score["value"]) + about
+
+
 def grid(columns: list[str], rows: list[list[Any]]) -> str:
     lines = [columns, ["---"] * len(columns), *([cell(v) for v in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -49,21 +58,33 @@ def grid(columns: list[str], rows: list[list[Any]]) -> str:
 
 def scored(data: dict[str, Any]) -> str:
     """The tables of an evaluation: a row a score, beside it each side of each split, exact renders and shuffled
-    prompts; then each attribute value by value."""
+    prompts; then each attribute value by value, numbers beside those of renders, and the free prompts. Scores are
+    shares in the suite of prompts alone."""
+    prompts = data.get("suite", "toyworld") == "toyworld"
+    show = percent if prompts else measured
     sides = {
         f"{name}: {side}": scores for name, split in data.get("splits", {}).items() for side, scores in split.items()
     }
     sides |= data.get("reference", {})
     rows = [
-        [name, percent(score), *(percent(scores.get(name)) for scores in sides.values())]
+        [name, show(score), *(show(scores.get(name)) for scores in sides.values())]
         for name, score in data["scores"].items()
     ]
-    out = grid(["", "as asked (95 % interval)", *sides], rows)
+    parts = [grid(["", "as asked (95 % interval)" if prompts else "95 % interval", *sides], rows)]
     values = [
         [name, ", ".join(f"{value} {percent(score)}" for value, score in each.items())]
         for name, each in data.get("values", {}).items()
     ]
-    return out + ("\n" + grid(["", "value by value"], values) if values else "")
+    parts += [grid(["", "value by value"], values)] if values else []
+    numbers = [[name, measured(one), one.get("ours"), one.get("renders")]
+               for name, one in data.get("quality", {}).items()]  # fmt: skip
+    parts += [grid(["", "over renders, or a mean (95 % interval)", "ours", "renders"], numbers)] if numbers else []
+    if free := data.get("free"):
+        known = free.get("reference", {})
+        rows = [[name, percent(score), *(percent(own.get(name)) for own in known.values())]
+                for name, score in free["scores"].items()]  # fmt: skip
+        parts.append(grid([f"{free['count']} free prompts", "as asked (95 % interval)", *known], rows))
+    return "\n".join(parts)
 
 
 def table(data: dict[str, Any]) -> str:

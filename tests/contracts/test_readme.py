@@ -110,6 +110,16 @@ def test_every_measurement_is_shown_and_says_where_it_is_from():
         assert data["date"], name
 
 
+def test_whatever_a_tool_stores_has_a_place():
+    """A name that a script of tools/ gives to what it stores: README.md shows it as soon as it is there."""
+    text = "".join(path.read_text() for path in (ROOT / "tools").glob("*.py"))
+    names = set(re.findall(r"""(?:\bstore|\bRows|\bTable)\(\s*"(\w+)\"""", text))
+    names |= set(re.findall(r"rival, \"(bench_\w+)\"", text))
+    assert {"world", "reconstruction", "seam", "scaling", "bench_onnx", "long_content", "published", "input"} <= names
+    shown = {m["name"] for m in tables.SLOT.finditer((ROOT / "README.md").read_text())}
+    assert not names - shown
+
+
 def test_a_table_without_a_measurement_is_empty():
     slot = "<!-- table: nobody-measured-this -->\n{}<!-- end -->"
     assert tables.filled(slot.format("| 99 % |\n")) == slot.format("")
@@ -131,6 +141,15 @@ def test_a_table_of_scores():
     assert text[2] == "| colour | 93.8 % (87-97, n 96) | 93.8 % (87-97, n 96) | - | 100.0 % |"
     assert text[6] == "| colour | red 50.0 % |"
     assert text[-1] == "`dit-video eval` (m, d)"
+
+
+def test_decibels_are_no_percentage():
+    score = {"value": 31.234, "low": 30.91, "high": 31.5, "n": 96}
+    data = {"suite": "reconstruction", "scores": {"psnr": score}, "splits": {"group": {"plain": {"psnr": score}}},
+            "reference": {"renders": {"psnr": 99.0}}, "made_by": "dit-video eval"}  # fmt: skip
+    lines = tables.table(data).splitlines()
+    assert lines[0] == "|  | 95 % interval | group: plain | renders |"
+    assert lines[2] == "| psnr | 31.2 (30.9 to 31.5, n 96) | 31.2 (30.9 to 31.5, n 96) | 99 |"
 
 
 def test_links_and_pictures_exist():

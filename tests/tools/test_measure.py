@@ -1,17 +1,22 @@
 """Measurements of clips: renders in a model's place get what they deserve, and what is wrong shows in the numbers."""
 
 import argparse
+import contextlib
+import io
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from dit_video.cli.main import main
 from dit_video.data.toyworld.draw import make_scene
 from dit_video.evals import toyworld
 from dit_video.evals.prompts import suite
 from dit_video.evals.references import renders
 from dit_video.generate.pipeline import VideoPipeline
+from dit_video.weights.folder import save_model
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -24,8 +29,32 @@ def judged(load):
 
 
 @pytest.fixture(scope="module")
-def rows_of(load):
-    return load("measure.py")["Rows"]
+def tiny_folder(tiny, tmp_path_factory):
+    return str(save_model(tiny, tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def measured(load, monkeypatch, tmp_path, tiny_folder, with_optimizations):
+    """Stores a measurement of a model in miniature, two clips, commands run in this process; what is stored."""
+    tool = load("measure.py")
+    monkeypatch.setattr("dit_video.evals.references._TRAINING", 300)
+    monkeypatch.setattr("dit_video.cli.generate.prepare_jax", lambda device: None)
+
+    def command(*args, cwd):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert main([*args, "--json", "--quiet"]) == 0
+        return json.loads(out.getvalue()), 0.0
+
+    def measure(what):
+        monkeypatch.setitem(tool[what].__globals__, "command", command)
+        monkeypatch.setitem(tool[what].__globals__, "ASPECTS", "48x32")
+        tool["main"]([what, "--model", tiny_folder, "--count", "2", "--out", str(tmp_path)])
+        stored = json.loads((tmp_path / f"{what}.json").read_text())
+        assert stored["made_by"] == f"python tools/measure.py {what} --model {tiny_folder} --count 2"
+        return stored
+
+    return measure
 
 
 class Renderer:
@@ -94,10 +123,10 @@ def test_scores_by_steps_go_on_where_they_were_stopped(judged, tmp_path):
 def test_a_given_first_frame_is_kept_and_goes_on(judged, tmp_path):
     table = dict(run(judged, "image", Renderer(), tmp_path, 3)["rows"])
     assert table["PSNR of the first frame, dB: mean"] > 40
-    assert table["identity: the given object's colour and shape in every frame"] == "100 %"
+    assert table["identity: the given object's colour and shape in at least nine frames of ten"] == "100 %"
     assert table["motion as asked"] == "100 %" and "100 % (n 1)" in table["motion by what was asked"]
     table = dict(run(judged, "image", wrong_first(), tmp_path, 3)["rows"])
-    assert table["identity: the given object's colour and shape in every frame"] == "33 %"
+    assert table["identity: the given object's colour and shape in at least nine frames of ten"] == "33 %"
     assert table["the worst"] < 28
 
 
@@ -141,6 +170,34 @@ def test_a_note_and_a_picture_stand_below_a_table(load):
     data = {"columns": ["a"], "rows": [[1]], "made_by": "a command", "note": "a law", "picture": "tools/x.svg"}
     lines = load("tables.py")["table"](data).splitlines()
     assert lines == ["| a |", "| --- |", "| 1 |", "", "a law", "", "![a law](tools/x.svg)", "", "`a command`"]
+
+
+@pytest.mark.slow
+def test_the_world_is_stored_in_every_aspect_with_the_free_prompts(measured, load, tmp_path):
+    stored = measured("world")
+    assert stored["settings"]["prompts"] == "world" and stored["settings"]["heldout"] is True
+    assert stored["scores"]["all"]["n"] == 2 and list(stored["splits"]["size"]) == ["48x32"]
+    assert stored["free"]["count"] == 2 and set(stored["reference"]) == {"renders", "shuffled"}
+    assert "picture" not in stored and Image.open(tmp_path / "world_worst.png").size[0] > 400
+    text = load("tables.py")["table"](stored)
+    assert "| size: 48x32 | renders | shuffled |" in text
+    assert "| boil | " in text and "| 2 free prompts | as asked (95 % interval) |" in text
+
+
+def test_what_the_vae_loses_is_stored_with_textures_apart(measured):
+    stored = measured("reconstruction")
+    rows = {row[0]: row[1:] for row in stored["rows"]}
+    found = stored["report"]["scores"]["psnr"]["value"]
+    assert 3 < found < 30 and rows["PSNR, dB"][0].startswith(f"{found:.3g} (") and rows["PSNR, dB"][0].endswith("n 2)")
+    assert {"SSIM", "flicker added, levels of 255"} <= set(rows) and len(stored["columns"]) == 4
+    assert rows["bytes of frames over those of latents in float16"][0] == stored["bytes"]["ratio"]
+
+
+def test_the_worst_clips_are_a_picture(load, tmp_path):
+    """Of the first prompt's clip for four prompts, a line of words each."""
+    load("pictures.py")["judged"](wrong_first(), 0, tmp_path, 4)
+    width, height = Image.open(tmp_path / "worst.png").size
+    assert width > 5 * 64 + 400 and height > 4 * 64
 
 
 @pytest.mark.slow
