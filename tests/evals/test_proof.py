@@ -68,14 +68,40 @@ def test_right_after_a_good_autoencoder():
     assert not {name: share[name] for name in ATTRIBUTES if share[name] < 0.99}, mistakes(asked, spoilt)
 
 
-def test_right_after_the_autoencoder_on_board():
-    """Asked: 99 % of every attribute. What holds of these 40 plain renders: all of them, but for the motion of one that
-    bounces (97.5 %), which 40 clips do not tell from 99 %."""
-    asked = suite(40, "plain", seed=SEED + 4)
+def through_the_autoencoder(asked):
+    """Renders of these prompts, encoded and decoded with the weights on board."""
     clips = rendered([one.scene for one in asked])
     maker = Maker(None, SimpleNamespace(mesh=None, dtype="auto", quiet=True))
-    back = np.concatenate([maker.reconstruct(clips[i : i + 8]) for i in range(0, 40, 8)])
+    back = np.concatenate([maker.reconstruct(clips[i : i + 8]) for i in range(0, len(clips), 8)])
     assert (back != clips).any()
+    return back
+
+
+@pytest.fixture(scope="module")
+def world_after_the_autoencoder():
+    asked = suite(64, "world", seed=SEED + 4)
+    return shares(asked, through_the_autoencoder(asked))
+
+
+# In per cent, 2026-11-22, of 64 clips of which 58 can be read: small triangles, stars and rings come back as blobs.
+TODAY = {"colour": 88, "shape": 73, "size": 88, "motion": 84, "direction": 93, "speed": 81, "turn": 33, "count": 88,
+         "background": 91, "light": 91, "camera": 91}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=f"{TODAY[name]} %")] if name in TODAY else [])
+    for name in ATTRIBUTES
+])  # fmt: skip
+def test_right_in_the_whole_world_after_the_autoencoder_on_board(world_after_the_autoencoder, name):
+    """Asked: 99 % of every attribute. None is reached with this autoencoder."""
+    assert world_after_the_autoencoder[name] >= 0.99
+
+
+def test_right_after_the_autoencoder_on_board():
+    """What holds of 40 plain renders: 99 % of every attribute here, but for the motion of one that bounces (97.5 %),
+    which 40 clips do not tell from 99 %."""
+    asked = suite(40, "plain", seed=SEED + 4)
+    back = through_the_autoencoder(asked)
     share = shares(asked, back)
     low = {name: share[name] for name in ("colour", "shape", "direction", "background") if share[name] < 0.99}
     assert not low and min(share["motion"], share["main"]) >= 0.95, mistakes(asked, back)
