@@ -88,10 +88,13 @@ TODAY = {"colour": 88, "shape": 73, "size": 88, "motion": 84, "direction": 93, "
          "background": 91, "light": 91, "camera": 91}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=f"{TODAY[name]} %")] if name in TODAY else [])
-    for name in ATTRIBUTES
-])  # fmt: skip
+def today(name):
+    """An attribute that is not read as asked yet. An error elsewhere is no expected failure."""
+    low = pytest.mark.xfail(strict=True, raises=AssertionError, reason=f"{TODAY[name]} %")
+    return pytest.param(name, marks=[low])
+
+
+@pytest.mark.parametrize("name", [today(name) if name in TODAY else name for name in ATTRIBUTES])
 def test_right_in_the_whole_world_after_the_autoencoder_on_board(world_after_the_autoencoder, name):
     """Asked: 99 % of every attribute. None is reached with this autoencoder."""
     assert world_after_the_autoencoder[name] >= 0.99
