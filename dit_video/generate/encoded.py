@@ -88,7 +88,7 @@ def shown(
 
 def looked_at(pipe: "VideoPipeline", given: Conditions) -> Float[np.ndarray, "1 I E"]:
     """The image encoder's tokens of the given pictures, as they are fitted to the clip."""
-    weights, programs = pipe.params["image"], pipe.programs
+    weights, programs = pipe.params.with_room("image"), pipe.programs
     pictures = np.stack([prepare(picture, pipe.model.image.size) for _, picture in given.pictures])
     tokens = programs.prepare({"see": ((), programs.see, (weights, pictures))})["see"](weights, pictures)
     pipe.params.let_go("image")

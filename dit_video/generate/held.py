@@ -2,7 +2,8 @@
 
 The text encoder of the released models is larger than most of their denoisers, and it is done before the first step. So
 with large models it comes first and goes before the denoiser comes; the second of two denoisers takes the place of the
-first where there is no room for both. What was let go is read again when it is wanted again.
+first where there is no room for both, and a text encoder that is wanted once more that of the denoisers. What was let
+go is read again when it is wanted again.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from dit_video.core.log import log
 
 LARGE = 2**30  # bytes from which a part is worth letting go
 ONCE = ("text", "image")  # parts that are done before the first step
+DENOISERS = ("dit", "dit_2")  # parts that make room
 
 
 class Held(Mapping[str, Any]):
@@ -61,11 +63,15 @@ class Held(Mapping[str, Any]):
         if part in ONCE and self.bytes[part] >= LARGE:
             self.placed.pop(part, None)
 
-    def in_place_of(self, other: str, part: str) -> Any:
-        """A part; without `other` from now on, where there is no room for both."""
-        free = self.free()
-        if part not in self.placed and free is not None and self.bytes[part] > free:
-            self.placed.pop(other, None)
+    def with_room(self, part: str) -> Any:
+        """A part; without the denoisers from now on, one after the other, as long as there is no room for it beside
+        them."""
+        for other in DENOISERS:
+            free = self.free()
+            if part in self.placed or free is None or self.bytes[part] <= free:
+                break
+            if other != part and self.placed.pop(other, None) is not None:
+                log.debug("%s made room for %s", other, part)
         return self[part]
 
     def broken(self) -> list[str]:

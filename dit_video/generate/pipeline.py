@@ -7,10 +7,12 @@ pipe("a red circle moves right", seed=7).save("circle.mp4")
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import jax
 import numpy as np
@@ -24,14 +26,14 @@ from dit_video.core.log import Progress, log
 from dit_video.core.mesh import MeshShape, Rules, as_mesh, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
-from dit_video.generate.calibrate import STEPS, calibrate
+from dit_video.generate.calibrate import curve_for
 from dit_video.generate.clip import Clip, frames_sha256
 from dit_video.generate.decode import Strip, piece_bytes, tiles_for
-from dit_video.generate.encoded import encode
+from dit_video.generate.encoded import Encoded, encode
 from dit_video.generate.film import Film
 from dit_video.generate.held import Held, weights_hash
 from dit_video.generate.memory import free_memory
-from dit_video.generate.mode import Plan, abilities, wanted
+from dit_video.generate.mode import Plan, abilities
 from dit_video.generate.output import Output, OutputType
 from dit_video.generate.programs import Programs, programs
 from dit_video.generate.request import OPTIONS, Request, resolve
@@ -39,6 +41,7 @@ from dit_video.generate.sampler import Sampler
 from dit_video.generate.shots import WARM_UP
 from dit_video.generate.unfinished import Unfinished, unfinished
 from dit_video.models.dit import DiTConfig
+from dit_video.models.tokenizer import PAD
 from dit_video.weights.place import numbers, place
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 MORE = frozenset(OPTIONS)
 WIDE = 1024  # of a denoiser of released size; those of toyworld are far below
+TEXTS = 64  # encoded prompts that are kept (megabytes each, with a released model), and that are read in one go
 AT_ONCE = 16  # clips in one batch; more are made in equal parts
 STREAM_FROM = 17  # latent slots from which frames are decoded in pieces, in bounded memory
 
@@ -92,7 +96,9 @@ class VideoPipeline:
         self.params = Held(lambda part: self._place(part, keep, offload), sizes, free)
         self.load_seconds = 0.0
         self.lora: tuple[str, ...] = ()  # what was merged into the weights, for the metadata
-        self._hash, self._curve = model.digest, None
+        self._hash = model.digest
+        self._texts: dict[tuple[str, int], Text] = {}  # encoded, one row each, by the text and the width of the row
+        self._encoded: tuple[Any, Encoded] | None = None  # the latest request, weakly, and its conditions
 
     @classmethod
     def from_pretrained(
@@ -138,16 +144,9 @@ class VideoPipeline:
         return self.programs if plan.stretch is None else self._programs(replace(self.model.dit, stretch=plan.stretch))
 
     def curve(self, request: Request) -> Curve:
-        """How the velocity changes along the way: as the model says, or measured now, once."""
+        """How the velocity changes along the way: as the model says, or measured at the request's size, once."""
         rows = self.model.defaults.cache
-        if rows:
-            return Curve(*(tuple(column) for column in zip(*rows, strict=True)))
-        if self._curve is None:
-            log.warning("this model's cache was never measured: measuring it, in this process, with %d steps", STEPS)
-            # The same for every prompt, or one clip would depend on those that were made before it.
-            plain = request if wanted(self.model) else resolve(self.model, "a red circle moves right", seed=0)
-            self._curve = calibrate(self, [plain])
-        return self._curve
+        return Curve(*(tuple(column) for column in zip(*rows, strict=True))) if rows else curve_for(self, request)
 
     @property
     def hash(self) -> str:
@@ -321,24 +320,47 @@ class VideoPipeline:
         """A sampler with its conditions encoded and its cache planned."""
         how = caching_named(request.cache)
         curve = None if how is None else self.curve(request)
-        with progress.phase("compile"), self.programs.on_mesh():
-            encoded = encode(self, request)
-        sampler = Sampler(self, request, which, encoded, progress, callback, noise)
+        if self._encoded is None or self._encoded[0]() is not request:  # once for all clips of a call
+            with progress.phase("compile"), self.programs.on_mesh():
+                self._encoded = ref(request), encode(self, request)
+        sampler = Sampler(self, request, which, self._encoded[1], progress, callback, noise)
         if how is not None:
             sampler.reuse = reuses(curve, sampler.schedule.instants().flow[:-1], how)
         return sampler
 
-    def read(self, texts: Sequence[str], progress: Progress) -> Text:
-        """Encoded prompts, on the host. Each text is encoded once; then a large encoder is let go."""
-        different = [*dict.fromkeys(texts)]
-        tokens = self.model.tokenizer.encode(different, max_length=self.model.dit.text_len)
-        weights = self.params["text"]
-        with progress.phase("compile"), self.programs.on_mesh():
-            ready = self.programs.prepare({"read": ((), self.programs.read, (weights, tokens.ids, tokens.length))})
-            text = ready["read"](weights, self.spread(tokens.ids), self.spread(tokens.length))
-        self.params.let_go("text")
-        places = [different.index(one) for one in texts]
-        return Text(*(np.asarray(array)[places] for array in text))
+    def read(self, texts: Sequence[str], progress: Progress, ahead: Iterable[Sequence[str]] = ()) -> Text:
+        """Encoded prompts, on the host; then a large encoder is let go. `ahead`: groups of texts that will be asked for
+        next, which are encoded in the same go, so that the encoder need not come once more for each.
+
+        Each text goes through alone and is kept: what a clip is given depends neither on its batch nor on what was made
+        before. (It does on how wide the rows are, by the longest text of a group.)"""
+        wanted, new = self._widths(texts), {}
+        if any(key not in self._texts for key in wanted):
+            for group in chain([wanted], map(self._widths, ahead)):
+                if len(new) >= TEXTS:
+                    break
+                new |= dict.fromkeys(key for key in group if key not in self._texts)
+            weights = self.params.with_room("text")
+            with progress.phase("compile"), self.programs.on_mesh():
+                for text, width in new:
+                    self._texts[text, width] = self._read(weights, text, width)
+            self.params.let_go("text")
+        rows = [self._texts[key] for key in wanted]
+        old = [key for key in self._texts if key not in new and key not in wanted]
+        for key in old[: max(0, len(self._texts) - TEXTS)]:
+            del self._texts[key]
+        return Text(*map(np.concatenate, zip(*rows, strict=True)))
+
+    def _read(self, weights: Any, text: str, width: int) -> Text:
+        tokens = self.model.tokenizer.encode([text], max_length=self.model.dit.text_len)
+        ids = np.pad(tokens.ids, ((0, 0), (0, width - tokens.ids.shape[1])), constant_values=PAD)
+        ready = self.programs.prepare({"read": ((), self.programs.read, (weights, ids, tokens.length))})
+        return Text(*map(np.asarray, ready["read"](weights, self.spread(ids), self.spread(tokens.length))))
+
+    def _widths(self, texts: Sequence[str]) -> list[tuple[str, int]]:
+        """Each text with the rows that the longest of all takes."""
+        width = self.model.tokenizer.encode([*dict.fromkeys(texts)], max_length=self.model.dit.text_len).ids.shape[1]
+        return [(text, width) for text in texts]
 
     def _decode(self, latents: np.ndarray, request: Request, progress: Progress) -> np.ndarray:
         """Pixels uint8 (B, T, H, W, 3). Raises Unfinished, which carries the latents."""

@@ -58,9 +58,25 @@ def test_the_second_denoiser_takes_the_firsts_place_where_there_is_no_room(made,
     monkeypatch.setattr(held, "LARGE", 1000)
     weights, _ = made(room)
     weights["dit"]
-    assert weights.in_place_of("dit", "dit_2") is SOURCE["dit_2"]
+    assert weights.with_room("dit_2") is SOURCE["dit_2"]
     assert ("dit" in weights.placed) == stays
     assert weights.to_come == (200 if room else 0)
+
+
+@pytest.mark.parametrize(
+    "room, stay", [(5400, ["dit", "dit_2", "vae"]), (4000, ["dit_2", "vae"]), (2300, ["vae"]), (None, None)]
+)
+def test_denoisers_make_room_for_a_text_encoder_that_comes_again(made, monkeypatch, room, stay):
+    """One after the other, and no more than it takes; the VAE stays."""
+    monkeypatch.setattr(held, "LARGE", 1000)
+    weights, calls = made(room)
+    for part in ("dit", "dit_2", "vae"):
+        weights[part]
+    assert weights.with_room("text") is SOURCE["text"]
+    assert sorted(weights.placed) == sorted(["text", *(stay or ["dit", "dit_2", "vae"])])
+    weights.let_go("text")
+    assert weights.with_room("dit") is SOURCE["dit"]
+    assert calls.count("dit") == (1 if stay is None or "dit" in stay else 2)
 
 
 def test_what_is_broken_is_named(made):

@@ -11,6 +11,7 @@ import pytest
 from dit_video.core.errors import BadInput, Interrupted, NonFinite
 from dit_video.core.log import Progress
 from dit_video.core.mesh import MeshShape, make_mesh
+from dit_video.diffusion.cache import Curve
 from dit_video.diffusion.guidance import Guidance
 from dit_video.diffusion.noise import clip_noise
 from dit_video.diffusion.sample import scan
@@ -250,19 +251,59 @@ def test_how_a_clip_is_decoded_is_planned_once(pipe, monkeypatch):
         pipe.film(request)
 
 
-def test_a_large_text_encoder_goes_before_the_denoiser_comes(tiny, plain, monkeypatch):
+@pytest.fixture
+def large(tiny, monkeypatch):
+    """Makes a pipeline whose parts come and go as those of large models do, with room for all or for either the text
+    encoder or the denoiser; `order`: (part, what is there when it comes)."""
     from dit_video.generate import held
 
-    monkeypatch.setattr(held, "LARGE", 1)
-    pipe = VideoPipeline(tiny)
-    order = []
-    put = pipe.params.put
-    pipe.params.put = lambda part: order.append((part, sorted(pipe.params.placed))) or put(part)
-    for _ in range(2):
+    def make(model=tiny, room=True):
+        monkeypatch.setattr(held, "LARGE", 1)
+        pipe, order = VideoPipeline(model), []
+        put, weights = pipe.params.put, pipe.params
+        weights.put = lambda part: order.append((part, sorted(weights.placed))) or put(part)
+        sizes = weights.bytes
+        most = sum(sizes.values()) if room else max(sizes["text"], sizes["dit"])
+        weights.free = lambda: most - sum(sizes[part] for part in weights.placed)
+        return pipe, order
+
+    return make
+
+
+def test_a_large_text_encoder_goes_before_the_denoiser_comes(large, plain):
+    pipe, order = large()
+    for _ in range(2):  # what was encoded is kept
         assert worst(pipe(PROMPT, seed=7).frames[0], plain.frames[0]) == 0
         assert sorted(pipe.params.placed) == ["dit", "vae"]
-    assert order == [("text", []), ("vae", []), ("dit", ["vae"]), ("text", ["dit", "vae"])]
+    assert order == [("text", []), ("vae", []), ("dit", ["vae"])]
     assert pipe.seconds(Progress(False))["load"] > 0
+
+
+def test_a_call_reads_all_its_prompts_before_the_denoiser_comes(large, pipe, monkeypatch):
+    """Also where its clips are made one after the other, and as the command line makes them."""
+    monkeypatch.setattr("dit_video.generate.pipeline.STREAM_FROM", 1)
+    prompts = [PROMPT, "a blue star", "a green square"]
+    tight, order = large(room=False)
+    made = tight(prompts, seed=7, output_type="latent").frames
+    request = resolve(tight.model, prompts, seed=7)
+    for clip in range(3):
+        np.testing.assert_array_equal(tight.film(request, clip).latents, made[clip])
+    assert order == [("text", []), ("dit", [])]
+    # one that comes later finds room, and the clip is that of a pipeline which has made nothing else
+    again = tight("a red ring", seed=7, output_type="latent").frames[0]
+    assert order[2:] == [("text", []), ("dit", [])]
+    np.testing.assert_array_equal(again, pipe("a red ring", seed=7, output_type="latent").frames[0])
+
+
+def test_no_more_texts_are_kept_and_read_in_one_go_than_there_is_room_for(tiny, monkeypatch):
+    monkeypatch.setattr("dit_video.generate.pipeline.TEXTS", 3)
+    pipe, quiet = VideoPipeline(tiny), Progress(False)
+    pipe.read(["a", ""], quiet, [["b", ""], ["c", ""], ["d", ""]])
+    assert [text for text, _ in pipe._texts] == ["a", "", "b"]
+    text = pipe.read(["c", "a", ""], quiet)
+    assert [text for text, _ in pipe._texts] == ["a", "", "c"]
+    alone = VideoPipeline(tiny).read(["c"], quiet)
+    np.testing.assert_array_equal(text.rows[:1], alone.rows)
 
 
 def test_weights_are_hashed_before_the_first_step(tiny, monkeypatch):
@@ -287,6 +328,32 @@ def test_what_stops_the_measuring_of_a_cache_carries_no_latents(tiny, monkeypatc
     with pytest.raises(Interrupted, match="step 2/32"):
         calibrate(pipe, [resolve(tiny, PROMPT, seed=7, cfg_zero_star=True, guidance_rescale=0.5)])
     assert asked[0].guidance == Guidance()
+
+
+def test_a_cache_is_measured_once_at_the_size_that_is_asked_for(tiny, monkeypatch, tmp_path, caplog):
+    """Another pipeline, as of another process, finds what was kept; a broken file is measured again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = []
+
+    def calibrate(pipe, requests):
+        measured.extend(requests)
+        return Curve((1.0, 0.5, 0.1), (0.0, 0.1, 0.3), (0.0, 0.0, 0.0))
+
+    monkeypatch.setattr("dit_video.generate.calibrate.calibrate", calibrate)
+    asked = {"num_frames": 9, "height": 32, "width": 48, "seed": 3, "cache": "fast", "guidance_scale": 3.0}
+    curves = [VideoPipeline(tiny).curve(resolve(tiny, text, **asked)) for text in (PROMPT, "a blue star")]
+    assert curves[0] == curves[1] and curves[0].change == (0.0, 0.1, 0.3)
+    (one,) = measured
+    assert (one.num_frames, one.height, one.width, one.guidance_scale, one.prompts) == (9, 32, 48, 3.0, (PROMPT,))
+    (file,) = tmp_path.rglob("*.json")
+    assert "costs 32 steps" in caplog.text and str(file) in caplog.text
+    pipe = VideoPipeline(tiny)
+    for other in ({"height": 48}, {"guidance_scale": 1.0}, {"num_frames": 41, "long": "window", "window": 4}):
+        pipe.curve(resolve(tiny, PROMPT, **(asked | other)))
+    assert (len(measured), measured[-1].num_frames, measured[-1].plan.mode) == (4, 13, "single")
+    file.write_text("[[1.0, 0")
+    pipe.curve(resolve(tiny, PROMPT, **asked))
+    assert len(measured) == 5 and pipe.curve(resolve(tiny, PROMPT, **asked)) == curves[0]
 
 
 def test_many_clips_are_made_in_equal_parts(pipe, plain, monkeypatch):
