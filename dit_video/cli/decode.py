@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
             f"{source}: latents of {latents.shape[-1]} channels, and the VAE of {pipe.model.name} has "
             f"{pipe.model.vae.z}. Give the --model that they were made with."
         )
-    # adapters leave the VAE as it is
-    if other := not about.get("lora") and model.get("hash") and model["hash"] != pipe.hash:
+    if other := is_of_another(pipe, about):
         log.warning("these latents are of another model (%s): colours and shapes may be off", model["hash"])
     if about.get("steps_done") is not None:
         log.warning("these latents are not finished: %s", about["steps_done"])
@@ -81,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     about = about | {"decoded": how_decoded(tiles, slots)}
     spread = pipe.mesh and dict(pipe.mesh.shape)
     about["decoded"] |= {"mesh": spread} if about.get("mesh") != spread else {}
-    about["decoded"] |= {"model": {"name": pipe.model.name, "hash": pipe.hash}} if other else {}
+    used = {"name": pipe.model.name, "hash": pipe.model.digest, "vae": pipe.vae_hash}
+    about["decoded"] |= {"model": {name: told for name, told in used.items() if told}} if other else {}
     about["decoded"] |= {"dtype": pipe.dtype} if about.get("dtype", pipe.dtype) != pipe.dtype else {}
     progress = Progress(not args.quiet)
 
@@ -100,3 +100,13 @@ def run(args: argparse.Namespace) -> int:
         print(path)
     sys.stdout.flush()
     return 0
+
+
+def is_of_another(pipe: Any, about: dict[str, Any]) -> bool:
+    """Whether latents are of a model with another VAE. Where an older version made them, which did not say: of another
+    model, if the one that is here tells without being read."""
+    made = about.get("model", {})
+    if made.get("vae"):
+        return made["vae"] != pipe.vae_hash
+    here = not about.get("lora") and pipe.model.digest  # adapters leave the VAE as it is
+    return bool(made.get("hash") and here and made["hash"] != here)

@@ -131,8 +131,8 @@ def programs(args: argparse.Namespace) -> int:
     from dit_video.export.folder import Order, model_shape
     from dit_video.export.programs import portable
     from dit_video.export.verify import verify
-    from dit_video.generate.held import weights_hash
     from dit_video.generate.request import native_shift
+    from dit_video.weights.digests import digest_of
     from dit_video.weights.lora import merge_files
     from dit_video.weights.runs import open_base
 
@@ -145,7 +145,7 @@ def programs(args: argparse.Namespace) -> int:
     elif scores := getattr(args, "told", None):
         checked(scores, f"{args.out}/manifest.json: what it says under scores")
     model = merge_files(open_base(args.model), args.lora)
-    model = replace(model, digest=model.digest or weights_hash(model.params))
+    model = replace(model, digest=digest_of(model))
     if getattr(args, "hash", "") and model.digest != args.hash:
         raise BadInput(
             f"{args.out} was made from {args.hash}, and {model.name} is {model.digest} by now. Name the old one with "

@@ -6,7 +6,6 @@ first where there is no room for both, and a text encoder that is wanted once mo
 go is read again when it is wanted again.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -81,12 +80,3 @@ class Held(Mapping[str, Any]):
 
 def _finite(weights: Any) -> bool:
     return all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(weights))
-
-
-def weights_hash(weights: Any) -> str:
-    """Twelve hex digits of all arrays with their names, in the order of names."""
-    total = hashlib.sha256()
-    for path, leaf in sorted(jax.tree.leaves_with_path(weights), key=lambda item: jax.tree_util.keystr(item[0])):
-        total.update(jax.tree_util.keystr(path).encode())
-        total.update(np.ascontiguousarray(leaf))
-    return total.hexdigest()[:12]

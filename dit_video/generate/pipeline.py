@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -31,7 +31,7 @@ from dit_video.generate.clip import Clip, frames_sha256
 from dit_video.generate.decode import Strip, piece_bytes, tiles_for
 from dit_video.generate.encoded import Encoded, encode
 from dit_video.generate.film import Film
-from dit_video.generate.held import Held, weights_hash
+from dit_video.generate.held import Held
 from dit_video.generate.memory import free_memory
 from dit_video.generate.mode import Plan, abilities
 from dit_video.generate.output import Output, OutputType
@@ -42,6 +42,7 @@ from dit_video.generate.shots import WARM_UP
 from dit_video.generate.unfinished import Unfinished, unfinished
 from dit_video.models.dit import DiTConfig
 from dit_video.models.tokenizer import PAD
+from dit_video.weights.digests import digest_of, kept_hash
 from dit_video.weights.place import numbers, place
 
 if TYPE_CHECKING:
@@ -96,7 +97,6 @@ class VideoPipeline:
         self.params = Held(lambda part: self._place(part, keep, offload), sizes, free)
         self.load_seconds = 0.0
         self.lora: tuple[str, ...] = ()  # what was merged into the weights, for the metadata
-        self._hash = model.digest
         self._texts: dict[tuple[str, int], Text] = {}  # encoded, one row each, by the text and the width of the row
         self._encoded: tuple[Any, Encoded] | None = None  # the latest request, weakly, and its conditions
 
@@ -148,12 +148,15 @@ class VideoPipeline:
         rows = self.model.defaults.cache
         return Curve(*(tuple(column) for column in zip(*rows, strict=True))) if rows else curve_for(self, request)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Which weights these are: hex digits, the model's own where it has them."""
-        if not self._hash:
-            self._hash = weights_hash(self.model.params)
-        return self._hash
+        return digest_of(self.model)
+
+    @cached_property
+    def vae_hash(self) -> str:
+        """The same of the VAE alone: which latents it reads."""
+        return kept_hash(self.model.params["vae"])
 
     def __call__(
         self,
@@ -221,7 +224,7 @@ class VideoPipeline:
         parts = -(-count // AT_ONCE) if whole else count
         size = -(-count // parts)
         clips: list[Clip] = []
-        about = [self.about(request, clip) for clip in range(count)]  # now: hashing weights takes long, and may fail
+        about = [self.about(request, clip) for clip in range(count)]  # now: hashing weights may take long, and fail
         for first in range(0, count, size):
             # the last part is filled up: one shape, one compile
             which = [min(first + i, count - 1) for i in range(size)]
@@ -395,7 +398,7 @@ class VideoPipeline:
             "guidance_scale": request.guidance_scale,
             "image": request.image_from,
             "notes": list(request.notes),
-            "model": {"name": model.name, "hash": self.hash},
+            "model": {"name": model.name, "hash": self.hash, "vae": self.vae_hash},
             "dtype": self.dtype,
             "devices": [d.device_kind for d in ([jax.devices()[0]] if self.mesh is None else self.mesh.devices.flat)],
             "versions": {"dit_video": __version__, "jax": jax.__version__, "python": platform.python_version()},

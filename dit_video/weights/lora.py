@@ -21,6 +21,7 @@ import numpy as np
 from dit_video.core.errors import BadInput, MissingError, NonFinite
 from dit_video.core.log import log
 from dit_video.models.dit import DiTConfig
+from dit_video.weights.digests import digest_of, merged_digest
 from dit_video.weights.find import parse_json, read_json
 from dit_video.weights.model import Defaults, Model, shapes
 from dit_video.weights.names import Foreign, Stored, flatten, places, unflatten
@@ -263,7 +264,8 @@ def merge_files(model: Model, files: Sequence[str]) -> Model:
             raise BadInput(f"--lora {text}: this model has one denoiser, @2 names a second")
         for name, lora in read_lora(path, cfgs, part).items():
             merged = merge(model.params[name], lora, cfgs[name], strength)
-            model = replace(model, params=model.params | {name: merged}, digest="")
+            digest = merged_digest(digest_of(model), name, lora, strength)
+            model = replace(model, params=model.params | {name: merged}, digest=digest)
             log.info("LoRA %s: %d tensors of %s, strength %g", path, len(lora.deltas), name, strength)
     return model
 

@@ -1,11 +1,13 @@
 """`dit-video decode`: the frames that `generate` made of the same latents, and what is told of other files."""
 
 import json
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dit_video.cli.decode import is_of_another
 from dit_video.cli.main import main
 from dit_video.data.video import read_video
 from dit_video.generate.clip import frames_sha256
@@ -83,6 +85,20 @@ def test_memory_is_counted_for_the_vae_alone(model, tiny, here, capsys, monkeypa
     assert "0 are free" in (told := capsys.readouterr().err) and "tiles of 0x0 latents" in told
     assert main([*line, "--force", "--tile", "3", "--overlap", "1"]) == 0
     assert decoded()["tiles"] == [3, 3, 1]
+
+
+def test_latents_are_held_against_the_vae_alone(monkeypatch):
+    """A released model's other weights are tens of gigabytes, which decoding does not need."""
+    monkeypatch.setattr("dit_video.generate.pipeline.digest_of", lambda model: pytest.fail("all weights are read"))
+    here = types.SimpleNamespace(vae_hash="a" * 12, model=types.SimpleNamespace(digest="b" * 12))
+    assert not is_of_another(here, {"model": {"hash": "c" * 12, "vae": "a" * 12}, "lora": ["x"]})
+    assert is_of_another(here, {"model": {"hash": "b" * 12, "vae": "c" * 12}})
+    # of an older version
+    assert is_of_another(here, {"model": {"hash": "c" * 12}})
+    assert not is_of_another(here, {"model": {"hash": "c" * 12}, "lora": ["x"]})
+    here.model.digest = ""
+    assert not is_of_another(here, {"model": {"hash": "c" * 12}})
+    assert not is_of_another(here, {})
 
 
 def test_the_hash_is_of_all_frames():

@@ -309,7 +309,7 @@ def test_no_more_texts_are_kept_and_read_in_one_go_than_there_is_room_for(tiny, 
 def test_weights_are_hashed_before_the_first_step(tiny, monkeypatch):
     """It takes long with large models, and there is nothing to lose yet."""
     order = []
-    monkeypatch.setattr("dit_video.generate.pipeline.weights_hash", lambda weights: order.append("hash") or "0" * 12)
+    monkeypatch.setattr("dit_video.generate.pipeline.digest_of", lambda model: order.append("hash") or "0" * 12)
     note = lambda p, step, t, now: order.append(step)  # noqa: E731
     VideoPipeline(tiny)(PROMPT, seed=7, callback_on_step_end=note)
     VideoPipeline(tiny).film(resolve(tiny, PROMPT, seed=7), callback=note)
