@@ -102,6 +102,25 @@ def _ramp(length: int, before: int, after: int) -> Float[np.ndarray, "n"]:
     return np.minimum(np.minimum(up, down), 1).astype(np.float32)
 
 
+def pieces(
+    vae: VAEConfig, count: int, height: int, width: int, tiles: Tiles | None, slots: int
+) -> list[jax.ShapeDtypeStruct]:
+    """What goes through the decoder of `count` slots: the first piece, and those after it, which have one shape."""
+    side = (height, width) if tiles is None else (min(tiles.height, height), min(tiles.width, width))
+    lengths = [min(slots + 1, count), *([slots] if count > slots + 1 else [])]
+    return [jax.ShapeDtypeStruct((1, length, *side, vae.z), np.float32) for length in lengths]
+
+
+def compile_pieces(programs: Programs, vae: Any, shapes: list[jax.ShapeDtypeStruct]) -> None:
+    """Compiles what decodes `pieces`, so that decoding is not that. (On a mesh it is, as everything there.)"""
+    if programs.mesh is not None:
+        return
+    past = None
+    for piece in shapes:
+        ready = programs.prepare({"decode_piece": ((), programs.decode_piece, (vae, piece, past))})
+        past = ready["decode_piece"].out_info[1]
+
+
 def decode_frames(
     programs: Programs, vae: Any, strip: Strip, tiles: Tiles | None = None, slots: int = SLOTS
 ) -> Iterator[UInt8[np.ndarray, "n H W 3"]]:

@@ -28,7 +28,7 @@ from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
 from dit_video.generate.calibrate import curve_for
 from dit_video.generate.clip import Clip, frames_sha256
-from dit_video.generate.decode import Strip, piece_bytes, tiles_for
+from dit_video.generate.decode import Strip, compile_pieces, piece_bytes, pieces, tiles_for
 from dit_video.generate.encoded import Encoded, encode
 from dit_video.generate.film import Film
 from dit_video.generate.held import Held
@@ -234,7 +234,7 @@ class VideoPipeline:
                 if whole:
                     made, frames = self._whole(request, which, noise, callback, progress, output_type != "latent")
                 else:
-                    film = self.film(request, which[0], noise, callback, progress)
+                    film = self.film(request, which[0], noise, callback, progress, output_type != "latent")
                     made = film.latents[None]
                     frames = None if output_type == "latent" else [np.stack(list(film.frames()))]
             except Unfinished as error:
@@ -281,9 +281,11 @@ class VideoPipeline:
         return made, self._decode(made, request, progress) if decodes else None
 
     def film(
-        self, request: Request, clip: int = 0, noise: Any = None, callback: Any = None, progress: Progress | None = None
-    ) -> Film:
-        """One clip of any length, made of one stream of latents or of several, its frames yet to be decoded.
+        self, request: Request, clip: int = 0, noise: Any = None, callback: Any = None,
+        progress: Progress | None = None, decodes: bool = True,
+    ) -> Film:  # fmt: skip
+        """One clip of any length, made of one stream of latents or of several, its frames yet to be decoded, if it
+        `decodes` them at all.
 
         How they will be is planned before anything is sampled: BadInput says when memory cannot do it."""
         progress = progress or Progress(self.show)
@@ -294,7 +296,14 @@ class VideoPipeline:
         sampler, strips = self._sampler(request, [clip], noise, callback, progress), []
         try:
             for shot in request.shots(vae.stride):
-                (made,) = sampler.run(shot)
+                front = WARM_UP if shot.ring else len(sampler.encoded.history) - shot.prefix if shot.prefix else 0
+                shapes, also = pieces(vae, front + shot.slots, *size, tiles, slots), {}
+                if decodes:
+                    also = {"decode_piece": ((), self.programs.decode_piece, (self.params["vae"], shapes[0], None))}
+                (made,) = sampler.run(shot, also)
+                if decodes:
+                    with progress.phase("compile"):
+                        compile_pieces(self.programs, self.params["vae"], shapes)
                 if shot.ring:
                     made = np.concatenate([made[-WARM_UP:], made])
                 if shot.prefix:

@@ -79,12 +79,12 @@ class Sampler:
         self.text = pipe.read(self.texts(which), progress, map(self.texts, parts))
 
     def run(self, shot: Shot, also: Any = None) -> Latents:
-        """The latents of a shot. `also`: programs to compile beside those of a single pass."""
+        """The latents of a shot. `also`: programs to compile beside those of its passes."""
         stream = self.stream(shot)
         if shot.ring or self.plan.mode == "window":
-            return self.windows(stream)
+            return self.windows(stream, also)
         if self.plan.mode == "extend":
-            return self.chunks(stream)
+            return self.chunks(stream, also)
         return self.own(self.stretch(stream, 0, stream.shot.slots, prompts_of(stream.shot, self.plan)[0], also=also))
 
     def stream(self, shot: Shot) -> Stream:
@@ -306,19 +306,19 @@ class Sampler:
 
     # -- chunk after chunk --------------------------------------------------------------------------------------------
 
-    def chunks(self, stream: Stream) -> Latents:
+    def chunks(self, stream: Stream, also: Any = None) -> Latents:
         """Each chunk goes on from the last slots of the one before. The last is made whole and cut."""
         slots, length, shared = stream.shot.slots, self.plan.window, self.plan.overlap
         numbers = prompts_of(stream.shot, self.plan)
         if slots <= length:
-            return self.stretch(stream, 0, slots, *numbers)
+            return self.stretch(stream, 0, slots, *numbers, also=also)
         out = np.zeros((len(self.which), slots, *self.shape), np.float32)
         end = 0
         try:
             for n, number in enumerate(numbers, 1):
                 begin = max(0, end - shared)
                 log.debug("chunk %d of %d", n, len(numbers))
-                part = self.stretch(stream, begin, begin + length, number, out[:, begin:end] if end else None)
+                part = self.stretch(stream, begin, begin + length, number, out[:, begin:end] if end else None, also)
                 part = part[:, end - begin : slots - begin]
                 out[:, end : end + part.shape[1]] = part
                 if not end and stream.sink is None and not stream.shot.mid:
@@ -335,28 +335,38 @@ class Sampler:
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
-    def windows(self, stream: Stream) -> Latents:
+    def windows(self, stream: Stream, also: Any = None) -> Latents:
         """All windows at each step; each piece of the stream goes on as soon as no other window looks at it."""
-        shot = stream.shot
-        windows, numbers = windows_of(shot, self.plan), prompts_of(shot, self.plan)
-        if len(windows.starts) == 1:
-            return self.stretch(stream, 0, shot.slots, *numbers)
+        windows, numbers = windows_of(stream.shot, self.plan), prompts_of(stream.shot, self.plan)
+        if len(windows.starts) == 1:  # the same numbers with fewer copies
+            return self.stretch(stream, 0, stream.shot.slots, *numbers, also=also)
         self._open(stream, numbers[0])
-        x = np.zeros((len(self.which), shot.slots, *self.shape), np.float32)
-        for slot in range(shot.slots):
+        return self.together(stream, windows, numbers, also)
+
+    def together(self, stream: Stream, windows: Windows, numbers: list[int], also: Any = None) -> Latents:
+        """The steps of windows, each with its prompt, when it is known what they carry along."""
+        x = np.zeros((len(self.which), stream.shot.slots, *self.shape), np.float32)
+        for slot in range(stream.shot.slots):
             x[:, slot : slot + 1] = self.start(stream, np.array([slot]), self.noise(stream, slot, slot + 1))
         given = [self._window(stream, windows, i, x) for i in range(len(windows.starts))]
         states: list[Any] = [None] * len(windows.starts)
         kept: list[Any] = []
         steps = range(self.first, self.schedule.steps)
+
+        def told(index: int) -> tuple[str, list[Given]]:
+            part, scale = self.turn(self.schedule.pairs()[index][0])
+            contexts = [self.context(part, number) for number in numbers]
+            return part, [one._replace(context=c, scale=scale) for one, c in zip(given, contexts, strict=True)]
+
+        with self.progress.phase("compile"), self.programs.on_mesh():
+            part, first = told(self.first)
+            self._ready(windows, x, self.params[part], first, also or {})
         try:
             with self.progress.phase("denoise", len(steps)) as tick, self.programs.on_mesh():
                 for index in steps:
                     old = x.copy() if self.callback else None
-                    part, scale = self.turn(self.schedule.pairs()[index][0])
-                    told = [one._replace(context=self.context(part, number), scale=scale)
-                            for one, number in zip(given, numbers, strict=True)]  # fmt: skip
-                    self._step(windows, x, self.params[part], told, states, kept, index)
+                    part, now = told(index)
+                    self._step(windows, x, self.params[part], now, states, kept, index)
                     if old is not None:
                         x[:] = self._tell(old, x, *self.schedule.pairs()[index])
                     self.done += 1
@@ -397,6 +407,21 @@ class Sampler:
         if mask is not None:
             x[:, places] = np.where(mask[..., None], clean, x[:, places])
         return Given(None, None, clean, mask, self.extra(stream, places))
+
+    def _ready(self, windows: Windows, x: Latents, dit: Any, given: list[Given], also: dict) -> None:
+        """Compiles what a step calls: of each kind of window (what is known, what is shown) and each size of piece."""
+        (now, then), guidance = self.schedule.pairs()[0], self.request.guidance
+        velocity, finish = self.programs.velocity(guidance), self.programs.finish(self.solver)
+        ends = (*windows.starts[1:], windows.slots)
+        for i, one in enumerate(given):
+            size = windows.slots if windows.ring else ends[i] - windows.starts[i]  # of a ring all comes at once
+            v = jax.ShapeDtypeStruct((len(x), size, *self.shape), np.float32)
+            carry = jax.eval_shape(lambda x: start(x, self.solver), v)
+            self.programs.prepare({
+                "velocity": ((guidance,), velocity, (dit, x[:, windows.places(i)], now, one)),
+                "finish": ((self.solver,), finish, (carry, now, then, v)),
+                **also,
+            })  # fmt: skip
 
     def _step(
         self, windows: Windows, x: Latents, dit: Any, given: list[Given], states: list[Any], kept: list[Any], index: int

@@ -1,11 +1,14 @@
 """One pass, windows and chunks with a network that answers where things stand: what each piece of a clip is told."""
 
+from contextlib import contextmanager
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dit_video.core.log import Progress
 from dit_video.diffusion.known import known
+from dit_video.diffusion.windows import Windows
 from dit_video.generate.encoded import encode
 from dit_video.generate.pipeline import VideoPipeline
 from dit_video.generate.programs import Programs
@@ -81,9 +84,70 @@ def test_windows_are_blended_and_know_the_first_slot(pipe, given):
     np.testing.assert_allclose(made, want, atol=1e-4)
 
 
+def elementwise(self, dit, given, guidance, now):
+    """The field of a network that looks at nothing but the number and the time."""
+
+    def velocity(x, t, memory):
+        return jnp.tanh(1.5 * x) * t.values.max() - 0.3 * x**2, memory
+
+    return velocity if given.mask is None else known(velocity, given.clean, given.mask)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp_2m", "euler"])
+def test_windows_are_one_pass_where_neighbours_do_not_matter(tiny, solver):
+    """What a solver of several steps remembers of each piece of the stream is that piece's, and the blend's weights sum
+    to one: 9 slots in windows of 4 that share 2 or, at the end, 3."""
+    pipe = VideoPipeline(tiny)
+    pipe.programs = Programs(pipe.model.dit, pipe.model.vae, pipe.model.text, None, pipe.rules)
+    pipe.programs.field = elementwise.__get__(pipe.programs)
+    given = {"num_frames": 33, "num_inference_steps": 6, "solver": solver, "seed": 1, "output_type": "latent"}
+    whole = pipe(PROMPT, **given).frames[0]
+    for overlap in (2, 1):
+        made = pipe(PROMPT, long="window", window=4, overlap=overlap, **given).frames[0]
+        np.testing.assert_allclose(made, whole, rtol=1e-6, atol=1e-6)
+    assert whole.std() > 0.1
+
+
+@pytest.mark.parametrize("solver", ["unipc", "euler"])
+def test_the_steps_of_one_window_are_those_of_one_pass(tiny, solver):
+    """The real network through the steps of windows: bit for bit."""
+    pipe = VideoPipeline(tiny)
+    request = resolve(tiny, PROMPT, seed=1, num_frames=9, num_inference_steps=4, solver=solver)
+    sampler = Sampler(pipe, request, [0], encode(pipe, request), Progress(False))
+    (shot,) = request.shots(4)
+    made = sampler.together(sampler.stream(shot), Windows(3, 3, (0,), 2), [0])
+    np.testing.assert_array_equal(made, sampler.run(shot))
+
+
+def test_what_is_compiled_counts_as_compiling(tiny, monkeypatch):
+    """And not as steps or as decoding: windows of which the first and the others differ, and both kinds of piece."""
+    pipe, phases, during = VideoPipeline(tiny), ["decode"], []
+    pipe.programs = Programs(pipe.model.dit, pipe.model.vae, pipe.model.text, None, pipe.rules)
+    pipe.programs.field = telling.__get__(pipe.programs)
+    prepare, phase = pipe.programs.prepare, Progress.phase
+
+    @contextmanager
+    def noted(self, name, steps=None):
+        phases.append(name)
+        with phase(self, name, steps) as tick:
+            yield tick
+        phases.pop()
+
+    def counted(wanted):
+        before = len(pipe.programs.compiled)
+        ready = prepare(wanted)
+        during.extend(phases[-1:] * (len(pipe.programs.compiled) - before))
+        return ready
+
+    monkeypatch.setattr(Progress, "phase", noted)
+    monkeypatch.setattr(pipe.programs, "prepare", counted)
+    pipe(PROMPT, seed=1, num_frames=41, long="window", window=4, overlap=1, num_inference_steps=2)
+    assert {*during} == {"compile"} and len(during) >= 8
+
+
 @pytest.mark.parametrize("given", [{}, {"image": np.full((32, 32, 3), 90, np.uint8), "cache": "fast"}])
-def test_one_window_that_covers_all_is_one_pass(tiny, given):
-    """With the real network, bit for bit, and no step more."""
+def test_a_window_that_covers_all_is_made_as_one_pass(tiny, given):
+    """And no step more."""
     pipe = VideoPipeline(tiny)
 
     def made(**long):
