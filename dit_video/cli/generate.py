@@ -181,7 +181,9 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
              "guidance_scale", "guidance_scale_2", "prompt_at", *OPTIONS}  # fmt: skip
     names -= {"keyframes", "num_videos_per_prompt"}
     asked = {name: getattr(args, name) for name in names}
-    request = resolve(pipe.model, prompts, keyframes=keyframes(args.keyframe), memory=pipe.memory, **asked)
+    request = resolve(
+        pipe.model, prompts, keyframes=keyframes(args.keyframe), memory=pipe.memory, ways=pipe.programs.ways, **asked
+    )
     paths = output_paths(args.output, prompts, request.seed, args.force)
     log.info(
         "seed %d · %d frames of %dx%d at %g fps · %d steps of %s, guidance %g",
@@ -222,19 +224,22 @@ def keyframes(given: list[str] | None) -> dict[int, str] | None:
 
 
 def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace) -> Iterator[tuple[Path, dict, float]]:
-    """Makes the clips and writes them: (path, metadata, seconds of writing) of each. What was done when something fails
+    """Makes the clips and writes them: (path, metadata, seconds of writing) of each. Latents are written before they
+    are decoded, and go when their clip is there: what kills the process leaves them. What was done when something fails
     or the user stops is kept, and the error says where."""
     import time
 
     import numpy as np
 
-    from dit_video.core.errors import DitVideoError
-    from dit_video.generate.clip import check_free
+    from dit_video.core.errors import BadInput, DitVideoError
+    from dit_video.core.log import log
+    from dit_video.generate.clip import check_free, save_latents
     from dit_video.generate.preview import preview
     from dit_video.generate.unfinished import Unfinished, unfinished
 
     shown = preview(paths, args.preview_every) if args.preview_every is not None else None
     done: list[Path] = []
+    early: dict[int, Path] = {}  # latents that were saved first
     try:
         if not pipe.whole(request):
             for index, path in enumerate(paths):
@@ -244,12 +249,20 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
                 done.append(path)
                 yield path, meta, time.perf_counter() - began - meta["seconds"]["decode"]
             return
-        clips = pipe.run(request, callback=shown).clips
-        for path, clip in zip(paths, clips, strict=True):
+
+        def first(which: list[int], latents: np.ndarray) -> None:
+            for index, made in dict(zip(which, latents, strict=True)).items():
+                try:
+                    check_free(paths[index], args.force)
+                    early[index] = save_latents(paths[index], made, pipe.about(request, index))
+                except BadInput as error:
+                    log.warning("the latents are not saved first: %s", error)
+
+        clips = pipe.run(request, callback=shown, sampled=first).clips
+        for index, (path, clip) in enumerate(zip(paths, clips, strict=True)):
             began = time.perf_counter()
             try:
-                check_free(path, args.force)
-                clip.save(path, force=True, latents=args.save_latents)
+                save(clip, path, args, early.get(index))
             except (Exception, KeyboardInterrupt) as error:
                 rest = np.stack([clip.latents for clip in clips[len(done) :]])
                 raise unfinished(error, "writing", rest, request) from error
@@ -258,20 +271,33 @@ def written(pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace
     except Unfinished as error:
         message, kept = str(error).rstrip("."), list(map(str, done))
         try:
-            kept.extend(map(str, keep(error, pipe, request, paths[len(done) :], args)))
+            kept.extend(map(str, keep(error, pipe, request, paths[len(done) :], args, early)))
         except DitVideoError as another:
             message = f"{message}. {another}"
         error.args = (f"{message}. Kept: {', '.join(kept)}" if kept else message,)
         raise
 
 
-def keep(error: Any, pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace) -> Iterator[Path]:
+def save(clip: Any, path: Path, args: argparse.Namespace, early: Path | None) -> Path:
+    """Writes a clip; its latents, where they were written `early`, go if they are not wanted. Raises BadInput."""
+    from dit_video.generate.clip import check_free
+
+    check_free(path, args.force, latents=early is None)
+    clip.save(path, force=True, latents=args.save_latents)
+    if early is not None and not args.save_latents:
+        early.unlink(missing_ok=True)
+    return path
+
+
+def keep(
+    error: Any, pipe: Any, request: Any, paths: list[Path], args: argparse.Namespace, early: dict[int, Path]
+) -> Iterator[Path]:
     """Writes what there is of the clips that were to be at `paths`: frames of those that are whole, latents of the
     others. Raises BadInput where that cannot be written."""
     from dit_video.generate.clip import save_latents
 
-    for path, clip in zip(paths, error.clips, strict=False):
-        yield clip.save(path, force=args.force, latents=args.save_latents)
+    for index, (path, clip) in enumerate(zip(paths, error.clips, strict=False), len(request.prompts) - len(paths)):
+        yield save(clip, path, args, early.get(index))
     if error.kept is not None:
         yield error.kept
         return

@@ -151,7 +151,7 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
     # As it was decoded then, where that is known, whatever memory is free now.
     decoded = metadata.get("decoded")
     memory = None if decoded else pipe.memory
-    request, size = resolve(pipe.model, batch, memory=memory, **given), len(batch)
+    request, size = resolve(pipe.model, batch, memory=memory, ways=pipe.programs.ways, **given), len(batch)
     if decoded in (None, "whole") and pipe.whole(request):
         # The whole batch that it was a part of: a matrix product rounds by its shape.
         place = clip % size
@@ -162,7 +162,9 @@ def rerun(args: argparse.Namespace, metadata: dict[str, Any]) -> dict[str, Any]:
         made = pipe.run(request, latents=np.concatenate(noise, 1)).clips[place]
         frames, now = made.frames, made.metadata
     else:
-        request = resolve(pipe.model, [metadata["prompt"]] * (clip + 1), memory=memory, **given)
+        request = resolve(
+            pipe.model, [metadata["prompt"]] * (clip + 1), memory=memory, ways=pipe.programs.ways, **given
+        )
         film = pipe.film(request, clip)
         if isinstance(decoded, dict):
             film.slots, film.tiles = decoded["slots"], decoded["tiles"] and Tiles(*decoded["tiles"])

@@ -69,7 +69,14 @@ def run(args: argparse.Namespace) -> int:
             about = {"shape": f"{frames}x{height}x{width}", "tokens": prompts[prompt], "image": image is not None}
             size = {"num_frames": frames, "height": height, "width": width, "image": image}
             size |= dict.fromkeys(wanted(pipe.model), picture)
-            requests.append((about, resolve(pipe.model, [prompt] * args.batch, memory=pipe.memory, **size, **how)))
+            requests.append(
+                (
+                    about,
+                    resolve(
+                        pipe.model, [prompt] * args.batch, memory=pipe.memory, ways=pipe.programs.ways, **size, **how
+                    ),
+                )
+            )
     done = []
     for about, request in requests:
         before, began = programs(compile_cache()), time.perf_counter()

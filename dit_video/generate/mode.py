@@ -39,7 +39,8 @@ class Plan:
 def abilities(model: "Model") -> frozenset[str]:
     """What this model can be given of a clip, by its structure.
 
-    With a time per token: what it was trained with (`Defaults.conditions`), as known latents. With further channels
+    With a time per token: what its `Defaults.conditions` name, as known latents. (Training here shows a first frame, one
+    picture elsewhere, a tail and a sink. Masks and several pictures are what the mechanism can do beside.) With further channels
     beside the noise: the first frame, and the last where that was trained, or where nothing is in its way (a model that
     looks at one picture's tokens has no place for another's). With a control branch: whatever can stand in its video,
     and pictures to refer to. "free" are those that are given nothing for all of a clip: their noise may begin anywhere
@@ -88,9 +89,10 @@ def pass_bytes(dit: "DiTConfig", slots: int, height: int, width: int, *, guided:
 
 def choose(
     model: "Model", frames: int, height: int, width: int, memory: int | None, asked: str = "auto", *,
-    guided: bool = True, rope: str | None = None, window: int | None = None, overlap: int | None = None,
+    guided: bool = True, rope: str | None = None, window: int | None = None, overlap: int | None = None, ways: int = 1,
 ) -> Plan:  # fmt: skip
-    """The plan for a clip of `frames` frames and `height` x `width` pixels with `memory` bytes (None: enough).
+    """The plan for a clip of `frames` frames and `height` x `width` pixels with `memory` bytes (None: enough) on
+    each of the devices between which a pass is split `ways`.
 
     auto takes one pass as long as that is what training showed and it fits; up to twice that length one pass with
     RIFLEx, for a model that cannot go on from a tail; else chunks for a model that can, and windows for one that
@@ -106,9 +108,10 @@ def choose(
     slots = slots_of(frames, stride)
     trained = slots_of(max(defaults.max_frames, defaults.num_frames), stride)
     usual = slots_of(defaults.num_frames, stride)
-    need = pass_bytes(model.dit, slots, h, w, guided=guided)
+    share = lambda slots: pass_bytes(model.dit, slots, h, w, guided=guided) // ways  # noqa: E731
+    need = share(slots)
     fits = memory is None or need <= memory
-    said = f"{slots} latent frames, {need / 2**20:,.0f} MiB a pass"
+    said = f"{slots} latent frames, {need / 2**20:,.0f} MiB a pass{' and device' if ways > 1 else ''}"
     room = "" if memory is None else f", {memory / 2**20:,.0f} MiB free"
 
     if asked in ("window", "extend") and "free" not in can:
@@ -132,7 +135,7 @@ def choose(
 
     length = max(usual, TAIL + 1) if window is None else window
     if window is None:
-        while memory is not None and length > TAIL + 1 and pass_bytes(model.dit, length, h, w, guided=guided) > memory:
+        while memory is not None and length > TAIL + 1 and share(length) > memory:
             length -= 1
     if length <= TAIL:
         raise BadInput(f"window={length}: a window has at least {TAIL + 1} latent frames.")

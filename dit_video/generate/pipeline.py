@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from dit_video import __version__
 from dit_video.core.errors import BadInput, NonFinite
-from dit_video.core.log import Progress, log
+from dit_video.core.log import Progress
 from dit_video.core.mesh import MeshShape, Rules, as_mesh, shardings
 from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
@@ -199,7 +199,8 @@ class VideoPipeline:
         request = resolve(
             self.model, prompt, negative_prompt=negative_prompt, image=image, num_frames=num_frames, height=height,
             width=width, fps=fps, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            guidance_scale_2=guidance_scale_2, seed=seed, prompt_at=prompt_at, memory=self.memory, **more,
+            guidance_scale_2=guidance_scale_2, seed=seed, prompt_at=prompt_at, memory=self.memory, ways=self.programs.ways,
+            **more,
         )  # fmt: skip
         return self.run(request, latents=latents, callback=callback_on_step_end, output_type=output_type)
 
@@ -209,8 +210,10 @@ class VideoPipeline:
         latents: np.ndarray | None = None,
         callback: Callable | None = None,
         output_type: OutputType = "uint8",
+        sampled: Callable[[list[int], np.ndarray], None] | None = None,
     ) -> Output:
-        """Makes the clips of a checked request."""
+        """Makes the clips of a checked request. `sampled` is called with the numbers and latents of clips that are
+        decoded whole, before they are."""
         slots, *size = self.model.vae.latent_shape(request.num_frames, request.height, request.width)
         count, shape = len(request.prompts), (slots + len(request.given.references), *size)
         if latents is not None and (tuple(latents.shape) != (count, *shape) or latents.dtype != np.float32):
@@ -232,7 +235,8 @@ class VideoPipeline:
             film = None
             try:
                 if whole:
-                    made, frames = self._whole(request, which, noise, callback, progress, output_type != "latent")
+                    how = noise, callback, progress, output_type != "latent"
+                    made, frames = self._whole(request, which, *how, sampled)
                 else:
                     film = self.film(request, which[0], noise, callback, progress, output_type != "latent")
                     made = film.latents[None]
@@ -269,16 +273,25 @@ class VideoPipeline:
         return plain and fits and given.lead is None and given.follow is None
 
     def _whole(
-        self, request: Request, which: list[int], noise: Any, callback: Any, progress: Progress, decodes: bool
-    ) -> tuple[np.ndarray, Any]:
-        """Latents and frames of clips that are one pass each."""
+        self, request: Request, which: list[int], noise: Any, callback: Any, progress: Progress, decodes: bool,
+        sampled: Any = None,
+    ) -> tuple[np.ndarray, Any]:  # fmt: skip
+        """Latents and frames of clips that are one pass each. Raises Unfinished, which carries the latents, when
+        decoding fails."""
         (shot,) = request.shots(self.model.vae.stride)
         sampler = self._sampler(request, which, noise, callback, progress)
         shape = self.model.vae.latent_shape(request.num_frames, request.height, request.width)
         latents = jax.ShapeDtypeStruct((len(which), *shape), np.float32)
         also = {"decode": ((), self.programs.decode, (self.params["vae"], latents))} if decodes else {}
         made = sampler.run(shot, also)
-        return made, self._decode(made, request, progress) if decodes else None
+        if not decodes:
+            return made, None
+        try:
+            if sampled is not None:
+                sampled(which, made)
+            return made, self._decode(made, progress)
+        except (Exception, KeyboardInterrupt) as error:
+            raise unfinished(error, "decoding", made, request) from error
 
     def film(
         self, request: Request, clip: int = 0, noise: Any = None, callback: Any = None,
@@ -374,18 +387,15 @@ class VideoPipeline:
         width = self.model.tokenizer.encode([*dict.fromkeys(texts)], max_length=self.model.dit.text_len).ids.shape[1]
         return [(text, width) for text in texts]
 
-    def _decode(self, latents: np.ndarray, request: Request, progress: Progress) -> np.ndarray:
-        """Pixels uint8 (B, T, H, W, 3). Raises Unfinished, which carries the latents."""
+    def _decode(self, latents: np.ndarray, progress: Progress) -> np.ndarray:
+        """Pixels uint8 (B, T, H, W, 3). Raises NonFinite."""
         vae = self.params["vae"]
-        try:
-            with progress.phase("decode"), self.programs.on_mesh():
-                ready = self.programs.prepare({"decode": ((), self.programs.decode, (vae, latents))})
-                pixels, finite = ready["decode"](vae, self.spread(latents))
-                if not bool(finite):
-                    raise NonFinite(f"Non-finite pixels in decoding ({self.dtype}). Try --dtype float32.{self.blame()}")
-                return np.asarray(pixels)
-        except (Exception, KeyboardInterrupt) as error:
-            raise unfinished(error, "decoding", latents, request) from error
+        with progress.phase("decode"), self.programs.on_mesh():
+            ready = self.programs.prepare({"decode": ((), self.programs.decode, (vae, latents))})
+            pixels, finite = ready["decode"](vae, self.spread(latents))
+            if not bool(finite):
+                raise NonFinite(f"Non-finite pixels in decoding ({self.dtype}). Try --dtype float32.{self.blame()}")
+            return np.asarray(pixels)
 
     def about(self, request: Request, index: int) -> dict[str, Any]:
         """How a clip is made, for its metadata."""

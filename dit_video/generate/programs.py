@@ -4,8 +4,8 @@
 with guidance, its times as arguments, so any number of steps and any scale is one program, and either of two denoisers'
 weights), `decode` (latents to pixels); with a picture `encode`, and `see` where the model has an encoder of pictures. A
 clip that is longer than a pass of the denoiser takes `velocity` (of one window) and `finish` (the solver's part of a
-step, piece by piece) in place of `advance`, and `decode_piece`. They are compiled ahead, those of a pass at the same
-time, and kept for every pipeline with the same sizes.
+step, piece by piece) in place of `advance`, and `encode_piece` and `decode_piece`. They are compiled ahead, those of a
+pass at the same time, and kept for every pipeline with the same sizes.
 """
 
 import math
@@ -146,13 +146,26 @@ class Programs:
         module = self.module("vae", vae)
         return module.normalize(module.encode(from_pixels(pixels))[0])
 
+    def encode_piece(
+        self, vae: Weights, pixels: UInt8[Array, "B T H W 3"] | Float[Array, "B T H W 3"], past: Any
+    ) -> tuple[Latent, Any]:
+        """`encode` of the frames that follow `past` (None: the clip's first), and the past of the next."""
+        module = self.module("vae", vae)
+        mean, _, past = module.encode_piece(from_pixels(pixels), past)
+        return module.normalize(mean), past
+
     def encode_stream(
         self, vae: Weights, frames: UInt8[np.ndarray, "T H W 3"] | Float[np.ndarray, "T H W 3"], slots: int
     ) -> Float[np.ndarray, "t h w z"]:
-        """As `encode` of one clip, in pieces of so many latent slots. Compiled on the way."""
-        module = self.module("vae", vae)
-        pieces = module.encode_stream(from_pixels(jnp.asarray(frames[None])), slots)
-        return np.concatenate([np.asarray(module.normalize(mean))[0] for mean, _ in pieces])
+        """As `encode` of one clip, in pieces of so many latent slots (the first: one more), which alone are on the
+        device. Compiled on the way."""
+        length, past, out = slots * self.stride, None, []
+        for begin in (0, *range(length + 1, len(frames), length)):
+            piece = frames[None, begin : begin + length if begin else length + 1]
+            ready = self.prepare({"encode_piece": ((), self.encode_piece, (vae, piece, past))})
+            latents, past = ready["encode_piece"](vae, piece, past)
+            out.append(np.asarray(latents)[0])
+        return np.concatenate(out)
 
     def field(self, dit: Weights, given: Given, guidance: Guidance | None, now: Instant) -> Velocity:
         """The network under its combinators, for the step from `now`: both branches of guidance in one batch, what is
@@ -229,6 +242,14 @@ class Programs:
             return 1
         spec = over_frames((clips, 1, height, width), self.rules, self.mesh)
         return math.prod(ways(axis, self.mesh) for axis in spec)
+
+    def ways(self, clips: int) -> int:
+        """Between how many devices, each with memory of its own, the denoiser's pass over so many clips is split: over
+        clips, where they divide, and over tokens."""
+        if self.mesh is None or self.mesh.devices.flat[0].platform == "cpu":
+            return 1
+        batch, tokens = (ways(axis, self.mesh) for axis in (self.rules.batch, self.rules.tokens))
+        return (batch if clips % batch == 0 else 1) * tokens
 
     def on_mesh(self):
         return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

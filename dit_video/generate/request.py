@@ -4,7 +4,7 @@ Every message says what is wrong, why, and what to do. What will work but badly 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +146,13 @@ def resolve(
     noise_order: str = "fresh",
     cache: str = "off",
     memory: int | None = None,
+    ways: Callable[[int], int] = lambda clips: 1,
     **conditions: Any,
 ) -> Request:
     """The request with the model's defaults filled in. Names and meanings as in the command line.
 
-    `memory`: bytes that are free, which `long="auto"` and decoding are planned for. Raises BadInput for what cannot be
+    `memory`: bytes that are free, which `long="auto"` and decoding are planned for; `ways`: between how many devices of
+    so much memory each the pass of so many clips is split. Raises BadInput for what cannot be
     done, and with `strict` for what would only be warned of.
     """
     from dit_video.diffusion.cache import caching_named
@@ -170,7 +172,7 @@ def resolve(
     if asked.interpolate:
         given_fps = fps or footage.about["fps"] * asked.interpolate
     fps = positive("fps", defaults.fps if given_fps is None else given_fps)
-    if fps != defaults.fps:
+    if fps != defaults.fps and not asked.interpolate:  # the motion between its frames is the footage's own
         notes.say(
             f"fps={fps:g}: the model was trained at {defaults.fps:g}; motion plays {fps / defaults.fps:g}x as fast."
         )
@@ -183,8 +185,9 @@ def resolve(
     given = gather(asked, footage, frames, fps, height, width, resize, model.vae.stride, notes)
     scale, scale_2 = choose_guidance(model, guidance_scale, guidance_scale_2)
     plan = choose(
-        model, frames, height, width, memory, long, guided=scale != 1.0, rope=rope, window=window, overlap=overlap
-    )
+        model, frames, height, width, memory, long, guided=scale != 1.0, rope=rope, window=window, overlap=overlap,
+        ways=ways(2 if scale != 1.0 else 1),
+    )  # fmt: skip
     if prompt_at and "free" not in abilities(model):
         raise BadInput("--prompt_at: this model is given a picture or control for all of a clip; it takes one prompt.")
     if conditioning_scale is not None and not model.dit.vace_layers:

@@ -6,7 +6,6 @@ still image is a one-frame video. The reference runs frame groups one after anot
 static graph, and the same graph runs on pieces when given the `past` that the piece before left behind.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -355,6 +354,11 @@ class VAE(nnx.Module):
         self.cfg.latent_shape(*video.shape[1:4])
         return self._encode(video)[:2]
 
+    def encode_piece(self, video: Video, past: Past = None) -> tuple[Latent, Latent, Past]:
+        """As `encode`, of the frames that follow `past` (None: the clip's first, and one more than whole slots), and
+        the past of the next piece."""
+        return self._encode(video, past)
+
     def decode(self, z: Latent, clip: bool = True) -> Video:
         """Raw latents -> pixels, cut to [-1, 1] as the reference does unless `clip` is off (training)."""
         video = self._decode(z)[0]
@@ -378,37 +382,3 @@ class VAE(nnx.Module):
 
     def _std(self) -> Float[Array, "z"]:
         return jnp.asarray(self.cfg.latents_std or (1.0,) * self.cfg.z, jnp.float32)
-
-    def encode_stream(self, video: Video, slots: int = 4) -> Iterator[tuple[Latent, Latent]]:
-        """As `encode`, in pieces of `slots` latent slots (the first piece: one slot more), in bounded memory."""
-        self.cfg.latent_shape(*video.shape[1:4])
-        graph, params = nnx.split(self)
-        past = None
-        for piece in _pieces(video, slots * self.cfg.stride):
-            mean, logvar, past = _encode_piece(graph, params, piece, past)
-            yield mean, logvar
-
-    def decode_stream(self, z: Latent, slots: int = 4) -> Iterator[Video]:
-        """As `decode`, in pieces of `slots` latent slots (the first piece: one slot more), in bounded memory."""
-        graph, params = nnx.split(self)
-        past = None
-        for piece in _pieces(z, slots):
-            video, past = _decode_piece(graph, params, piece, past)
-            yield video
-
-
-def _pieces(x: Array, length: int) -> Iterator[Array]:
-    """Along time: the first frame with the first `length` others, then `length` at a time."""
-    yield x[:, : length + 1]
-    for start in range(length + 1, x.shape[1], length):
-        yield x[:, start : start + length]
-
-
-@partial(jax.jit, static_argnums=0)
-def _encode_piece(graph, params, video, past):
-    return nnx.merge(graph, params)._encode(video, past)
-
-
-@partial(jax.jit, static_argnums=0)
-def _decode_piece(graph, params, z, past):
-    return nnx.merge(graph, params).decode_piece(z, past)

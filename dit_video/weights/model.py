@@ -35,7 +35,8 @@ class Defaults:
     solver: str = "unipc"
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (80, 48), (48, 80))
     # What may be known of a clip: its first frame, pictures elsewhere, a tail that it goes on from, the clip's first
-    # latent carried along, any positions. Empty for a model without a time per token.
+    # latent carried along, and (mask) any positions, which a time per token allows and training does not show. Empty
+    # for a model without a time per token.
     conditions: tuple[str, ...] = ("first", "picture", "tail", "sink", "mask")
     cache: tuple[tuple[float, float, float], ...] = ()  # rows of diffusion.cache.Curve, where it was measured
 

@@ -179,7 +179,7 @@ def test_an_interrupted_run_keeps_its_latents(model, here, capsys, monkeypatch):
     def stop(*_, **__):
         raise pipeline.Unfinished("interrupted at step 2/3", Interrupted, np.zeros((1, 2, 4, 4, 4)), None)
 
-    monkeypatch.setattr(pipeline.VideoPipeline, "_decode", stop)
+    monkeypatch.setattr(pipeline.VideoPipeline, "_whole", stop)
     assert main(["generate", PROMPT, "--model", model, "--output", "a.mp4"]) == 130
     assert "a.latents.npz" in said(capsys)[1]
     assert (here / "a.latents.npz").is_file()
@@ -228,7 +228,33 @@ def test_clips_that_are_whole_are_kept_with_their_latents(model, here, capsys, m
     monkeypatch.setattr(pipeline.VideoPipeline, "_decode", once)
     argv = ["generate", PROMPT, "a star", "--model", model, "--seed", "1", "--save_latents", "--output", "a.gif"]
     assert main(argv) == 130
-    assert sorted(path.name for path in here.iterdir()) == ["a_0.gif", "a_0.json", "a_0.latents.npz"]
+    names = ["a_0.gif", "a_0.json", "a_0.latents.npz", "a_1.latents.npz"]
+    assert sorted(path.name for path in here.iterdir()) == names
+
+
+def test_latents_are_on_disk_before_they_are_decoded(model, here, capsys, monkeypatch):
+    """What ends the process then, as a system that is out of memory does, asks nobody."""
+    from dit_video.generate.pipeline import VideoPipeline
+
+    def killed(self, *_):
+        raise SystemExit(137)
+
+    line = ["generate", PROMPT, "a star", "--model", model, "--seed", "1", "--output"]
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoPipeline, "_decode", killed)
+        with pytest.raises(SystemExit):
+            main([*line, "a.gif"])
+    assert sorted(path.name for path in here.iterdir()) == ["a_0.latents.npz", "a_1.latents.npz"]
+    assert main([*line, "a.gif"]) == 2 and "a_0.latents.npz exists" in said(capsys)[1]
+    assert main([*line, "b.gif"]) == 0
+    assert not list(here.glob("b*.npz"))
+    for clip in range(2):
+        assert main(["decode", f"a_{clip}.latents.npz", "--output", f"a_{clip}.gif"]) == 0
+        metas = [json.loads((here / f"{name}_{clip}.json").read_text()) for name in "ab"]
+        assert metas[0]["prompt"] == metas[1]["prompt"] == (PROMPT, "a star")[clip]
+        np.testing.assert_allclose(
+            *(read_video(here / f"{name}_{clip}.gif").frames.astype(float) for name in "ab"), atol=16
+        )
 
 
 def test_a_disk_that_takes_nothing_is_told_in_one_line(model, here, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """Conditions: what goes together, what a model can, and that what is given lands where it belongs."""
 
+import re
+import runpy
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,8 @@ from PIL import Image
 
 from dit_video.core.errors import BadInput, MissingError
 from dit_video.data.video import write_video
-from dit_video.generate.conditions import Asked, known_positions
+from dit_video.generate.conditions import NEEDS, Asked, known_positions
+from dit_video.generate.mode import abilities, wanted
 from dit_video.generate.request import resolve
 
 PROMPT = "a red circle moves right"
@@ -153,6 +156,8 @@ def test_frames_between(tiny, tmp_path):
     assert (request.num_frames, request.fps) == (9, 8.0)
     assert [frame for frame, _ in request.given.pictures] == [0, 2, 4, 6, 8]
     np.testing.assert_allclose([level(p) for _, p in request.given.pictures], np.linspace(20, 235, 5), atol=3)
+    twice = resolve(tiny, PROMPT, video=footage(tmp_path / "usual.mp4", 5, fps=8.0), interpolate=2)
+    assert twice.fps == 16.0 and not [note for note in twice.notes if "as fast" in note]
 
 
 def test_a_mask_says_what_stays(tiny, clip, tmp_path):
@@ -183,3 +188,23 @@ def test_positions_are_known_when_all_their_pixels_and_their_patch_are():
     known = known_positions(keep, 4, 8, 2)
     assert known[1:].all()
     assert known[0].sum() == 28
+
+
+ROWS = {
+    "Wan 2.1 T2V 1.3B": "t2v", "Wan 2.1 I2V 14B": "i2v", "Wan 2.1 FLF2V 14B": "flf2v", "Wan 2.2 TI2V 5B": "ti2v",
+    "Wan 2.2 I2V A14B": "i2v_a14b", "VACE 1.3B, 14B": "vace",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_readmes_table_of_flags_is_what_models_can(checkout, row):
+    made = runpy.run_path(str(checkout / "tests" / "weights" / "variants.py"))["variant"](ROWS[row])
+    model = replace(made, defaults=replace(made.defaults, conditions=("first",)))  # as of every released one
+    can = abilities(model)
+    flags = {f"--{flag}" for flag, (need, _) in NEEDS.items() if need & can}
+    flags = {"--extend --before" if flag == "--before" else flag for flag in flags}
+    flags |= {"--long window", "--prompt_at"} if "free" in can else set()
+    (line,) = [line for line in (checkout / "README.md").read_text().splitlines() if line.startswith(f"| {row} |")]
+    told = {*re.findall("`(.*?)`", line.split("|")[2])} - {"--guidance_scale_2", "--conditioning_scale"}
+    assert told == flags
+    assert ("wanted" in line) == bool(wanted(model))

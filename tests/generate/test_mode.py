@@ -1,11 +1,15 @@
 """Which way a clip is made: a table of models, lengths and memory, and what is refused."""
 
+import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from dit_video.core.errors import BadInput
+from dit_video.core.mesh import Rules
 from dit_video.generate.mode import choose, pass_bytes, slots_of
+from dit_video.generate.programs import Programs
 from dit_video.models.dit import DiTConfig
 from dit_video.models.text import TextConfig
 from dit_video.models.vae import VAEConfig
@@ -57,6 +61,24 @@ def test_auto(model, frames, size, memory, mode, window):
     assert (plan.stretch is not None) == (mode == "single" and frames > model.defaults.max_frames)
     # the same sizes, the same answer
     assert choose(model, frames, *size, memory) == plan
+
+
+def test_auto_counts_the_share_of_a_device():
+    """What is too much for one device is not for four that split its tokens, nor the pieces of a longer clip."""
+    assert choose(WAN, 81, *WAN_SIZE, 1.9 * GIB).mode == "window"
+    plan = choose(WAN, 81, *WAN_SIZE, 1.9 * GIB, ways=4)
+    assert (plan.mode, plan.window) == ("single", 21) and "a pass and device" in plan.why
+    assert choose(WAN, 1441, *WAN_SIZE, 1.7 * GIB).window < choose(WAN, 1441, *WAN_SIZE, 1.7 * GIB, ways=2).window
+
+
+def test_a_mesh_splits_clips_where_they_divide_and_tokens(tiny):
+    """Unless its devices share a memory."""
+    chips = np.array([types.SimpleNamespace(platform="tpu")])
+    mesh = types.SimpleNamespace(devices=chips, shape={"data": 2, "fsdp": 1, "context": 4, "tensor": 1})
+    programs = Programs(tiny.dit, tiny.vae, tiny.text, mesh, Rules())
+    assert [programs.ways(clips) for clips in (1, 2)] == [4, 8]
+    chips[0].platform = "cpu"
+    assert programs.ways(2) == 1
 
 
 def test_a_mode_can_be_named():

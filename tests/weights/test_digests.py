@@ -73,7 +73,9 @@ def test_adapters_count_by_themselves(folder, reads, tmp_path):
     rng = np.random.default_rng(0)
     for name in "ab":
         a, b = (rng.standard_normal((shape[0], *s)).astype(np.float32) for s in ((shape[1], 2), (2, shape[2])))
-        save_lora(tmp_path / f"{name}.safetensors", {"blocks": {"attn": {"q": {"kernel": {"a": a, "b": b}}}}}, model.dit)
+        save_lora(
+            tmp_path / f"{name}.safetensors", {"blocks": {"attn": {"q": {"kernel": {"a": a, "b": b}}}}}, model.dit
+        )
     one, other = (str(tmp_path / f"{name}.safetensors") for name in "ab")
     uses = ([one], [other], [f"{one}=0.5"], [one, other], [other, one])
     found = [merge_files(model, files).digest for files in uses]
