@@ -39,12 +39,12 @@ class Plan:
 def abilities(model: "Model") -> frozenset[str]:
     """What this model can be given of a clip, by its structure.
 
-    With a time per token: what its `Defaults.conditions` name, as known latents. (Training here shows a first frame, one
-    picture elsewhere, a tail and a sink. Masks and several pictures are what the mechanism can do beside.) With further channels
-    beside the noise: the first frame, and the last where that was trained, or where nothing is in its way (a model that
-    looks at one picture's tokens has no place for another's). With a control branch: whatever can stand in its video,
-    and pictures to refer to. "free" are those that are given nothing for all of a clip: their noise may begin anywhere
-    and their clips be made piece by piece.
+    With a time per token: what its `Defaults.conditions` name, as known latents. (Training here shows a first frame,
+    one picture elsewhere, a tail and a sink. Masks and several pictures are what the mechanism can do beside.) With
+    further channels beside the noise: the first frame, and the last where that was trained, or where nothing is in its
+    way (a model that looks at one picture's tokens has no place for another's). With a control branch: whatever can
+    stand in its video, and pictures to refer to. "free" are those that are given nothing for all of a clip: their noise
+    may begin anywhere and their clips be made piece by piece.
     """
     dit = model.dit
     if dit.vace_layers:

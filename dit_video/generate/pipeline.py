@@ -199,8 +199,8 @@ class VideoPipeline:
         request = resolve(
             self.model, prompt, negative_prompt=negative_prompt, image=image, num_frames=num_frames, height=height,
             width=width, fps=fps, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-            guidance_scale_2=guidance_scale_2, seed=seed, prompt_at=prompt_at, memory=self.memory, ways=self.programs.ways,
-            **more,
+            guidance_scale_2=guidance_scale_2, seed=seed, prompt_at=prompt_at, memory=self.memory,
+            ways=self.programs.ways, **more,
         )  # fmt: skip
         return self.run(request, latents=latents, callback=callback_on_step_end, output_type=output_type)
 
