@@ -7,10 +7,9 @@ pipe("a red circle moves right", seed=7).save("circle.mp4")
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -24,7 +23,6 @@ from dit_video import __version__
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.core.log import Progress
 from dit_video.core.mesh import MeshShape, Rules, as_mesh, shardings
-from dit_video.core.types import Text
 from dit_video.diffusion.cache import Curve, caching_named, reuses
 from dit_video.generate.calibrate import curve_for
 from dit_video.generate.clip import Clip, frames_sha256
@@ -39,9 +37,9 @@ from dit_video.generate.programs import Programs, programs
 from dit_video.generate.request import OPTIONS, Request, resolve
 from dit_video.generate.sampler import Sampler
 from dit_video.generate.shots import WARM_UP
+from dit_video.generate.texts import Texts
 from dit_video.generate.unfinished import Unfinished, unfinished
 from dit_video.models.dit import DiTConfig
-from dit_video.models.tokenizer import PAD
 from dit_video.weights.digests import digest_of, kept_hash
 from dit_video.weights.place import numbers, place
 
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
 
 MORE = frozenset(OPTIONS)
 WIDE = 1024  # of a denoiser of released size; those of toyworld are far below
-TEXTS = 64  # encoded prompts that are kept (megabytes each, with a released model), and that are read in one go
 AT_ONCE = 16  # clips in one batch; more are made in equal parts
 STREAM_FROM = 17  # latent slots from which frames are decoded in pieces, in bounded memory
 
@@ -97,7 +94,7 @@ class VideoPipeline:
         self.params = Held(lambda part: self._place(part, keep, offload), sizes, free)
         self.load_seconds = 0.0
         self.lora: tuple[str, ...] = ()  # what was merged into the weights, for the metadata
-        self._texts: dict[tuple[str, int], Text] = {}  # encoded, one row each, by the text and the width of the row
+        self.texts = Texts(self)
         self._encoded: tuple[Any, Encoded] | None = None  # the latest request, weakly, and its conditions
 
     @classmethod
@@ -352,40 +349,6 @@ class VideoPipeline:
         if how is not None:
             sampler.reuse = reuses(curve, sampler.schedule.instants().flow[:-1], how)
         return sampler
-
-    def read(self, texts: Sequence[str], progress: Progress, ahead: Iterable[Sequence[str]] = ()) -> Text:
-        """Encoded prompts, on the host; then a large encoder is let go. `ahead`: groups of texts that will be asked for
-        next, which are encoded in the same go, so that the encoder need not come once more for each.
-
-        Each text goes through alone and is kept: what a clip is given depends neither on its batch nor on what was made
-        before. (It does on how wide the rows are, by the longest text of a group.)"""
-        wanted, new = self._widths(texts), {}
-        if any(key not in self._texts for key in wanted):
-            for group in chain([wanted], map(self._widths, ahead)):
-                if len(new) >= TEXTS:
-                    break
-                new |= dict.fromkeys(key for key in group if key not in self._texts)
-            weights = self.params.with_room("text")
-            with progress.phase("compile"), self.programs.on_mesh():
-                for text, width in new:
-                    self._texts[text, width] = self._read(weights, text, width)
-            self.params.let_go("text")
-        rows = [self._texts[key] for key in wanted]
-        old = [key for key in self._texts if key not in new and key not in wanted]
-        for key in old[: max(0, len(self._texts) - TEXTS)]:
-            del self._texts[key]
-        return Text(*map(np.concatenate, zip(*rows, strict=True)))
-
-    def _read(self, weights: Any, text: str, width: int) -> Text:
-        tokens = self.model.tokenizer.encode([text], max_length=self.model.dit.text_len)
-        ids = np.pad(tokens.ids, ((0, 0), (0, width - tokens.ids.shape[1])), constant_values=PAD)
-        ready = self.programs.prepare({"read": ((), self.programs.read, (weights, ids, tokens.length))})
-        return Text(*map(np.asarray, ready["read"](weights, self.spread(ids), self.spread(tokens.length))))
-
-    def _widths(self, texts: Sequence[str]) -> list[tuple[str, int]]:
-        """Each text with the rows that the longest of all takes."""
-        width = self.model.tokenizer.encode([*dict.fromkeys(texts)], max_length=self.model.dit.text_len).ids.shape[1]
-        return [(text, width) for text in texts]
 
     def _decode(self, latents: np.ndarray, progress: Progress) -> np.ndarray:
         """Pixels uint8 (B, T, H, W, 3). Raises NonFinite."""

@@ -80,6 +80,12 @@ class Request:
         """The prompts of the time line, each for every clip."""
         return (self.prompts, *((text,) * len(self.prompts) for _, text in self.prompt_at))
 
+    def texts_of(self, which: Sequence[int]) -> list[str]:
+        """The prompts of some clips (those that there are), by the time line, and the negative prompt for each."""
+        clips = [i for i in which if i < len(self.prompts)]
+        shown = [texts[i] for texts in self.texts for i in clips]
+        return shown + ([self.negative_prompt] * len(clips) if self.guided else [])
+
     def shots(self, stride: int) -> list[Shot]:
         """The streams of latents that a clip is made of."""
         history = 0 if self.given.history is None else slots_of(len(self.given.history), stride)

@@ -4,7 +4,7 @@ All three take the same velocity (`programs.field`) and the same solver. What di
 a pass holds a whole stream there; windows and chunks hold a piece of one fixed size, and the stream stays on the host.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,7 +76,7 @@ class Sampler:
         passes = sum(self.passes(self.stream(shot)) for shot in request.shots(self.stride))
         self.done, self.total = 0, passes * (self.schedule.steps - self.first)
         parts = [range(first, first + len(which)) for first in range(which[-1] + 1, len(request.prompts), len(which))]
-        self.text = pipe.read(self.texts(which), progress, map(self.texts, parts))
+        self.text = pipe.texts.read(request.texts_of(which), progress, map(request.texts_of, parts))
 
     def run(self, shot: Shot, also: Any = None) -> Latents:
         """The latents of a shot. `also`: programs to compile beside those of its passes."""
@@ -96,12 +96,6 @@ class Sampler:
         if shot.prefix:
             stream.sink, stream.sink_at = self.encoded.opening, shot.zero - self.request.given.since / self.stride
         return stream
-
-    def texts(self, which: Sequence[int]) -> list[str]:
-        """The prompts of some clips (those that there are), by the time line, and the negative prompt for each."""
-        request, clips = self.request, [i for i in which if i < len(self.request.prompts)]
-        shown = [texts[i] for texts in request.texts for i in clips]
-        return shown + ([request.negative_prompt] * len(clips) if request.guided else [])
 
     def passes(self, stream: Stream) -> int:
         """How often all steps are made for a shot."""

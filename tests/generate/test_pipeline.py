@@ -296,13 +296,13 @@ def test_a_call_reads_all_its_prompts_before_the_denoiser_comes(large, pipe, mon
 
 
 def test_no_more_texts_are_kept_and_read_in_one_go_than_there_is_room_for(tiny, monkeypatch):
-    monkeypatch.setattr("dit_video.generate.pipeline.TEXTS", 3)
+    monkeypatch.setattr("dit_video.generate.texts.KEPT", 3)
     pipe, quiet = VideoPipeline(tiny), Progress(False)
-    pipe.read(["a", ""], quiet, [["b", ""], ["c", ""], ["d", ""]])
-    assert [text for text, _ in pipe._texts] == ["a", "", "b"]
-    text = pipe.read(["c", "a", ""], quiet)
-    assert [text for text, _ in pipe._texts] == ["a", "", "c"]
-    alone = VideoPipeline(tiny).read(["c"], quiet)
+    pipe.texts.read(["a", ""], quiet, [["b", ""], ["c", ""], ["d", ""]])
+    assert [text for text, _ in pipe.texts.rows] == ["a", "", "b"]
+    text = pipe.texts.read(["c", "a", ""], quiet)
+    assert [text for text, _ in pipe.texts.rows] == ["a", "", "c"]
+    alone = VideoPipeline(tiny).texts.read(["c"], quiet)
     np.testing.assert_array_equal(text.rows[:1], alone.rows)
 
 
