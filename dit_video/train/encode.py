@@ -39,9 +39,13 @@ def encode_video(graph: nnx.GraphDef, params: Any, video: Video) -> tuple[Latent
     as many latent slots as that holds."""
     if _pixels_of(video) <= AT_ONCE:
         return _encode(graph, params, video)
-    vae = nnx.merge(graph, params)
-    slots = AT_ONCE * video.shape[1] // (_pixels_of(video) * vae.cfg.stride)
-    pieces = list(vae.encode_stream(video, max(1, slots)))
+    cfg, frames = nnx.merge(graph, params).cfg, video.shape[1]
+    cfg.latent_shape(*video.shape[1:4])
+    length = max(1, AT_ONCE * frames // (_pixels_of(video) * cfg.stride)) * cfg.stride
+    pieces, past = [], None
+    for begin in (0, *range(length + 1, frames, length)):
+        mean, logvar, past = _encode_piece(graph, params, video[:, begin : begin + length + (begin == 0)], past)
+        pieces.append((mean, logvar))
     return jax.tree.map(lambda *z: jnp.concatenate(z, 1), *pieces)
 
 
@@ -61,3 +65,8 @@ def _pixels(arrays: Any, bucket: int, reader: Any, numbers: Any) -> tuple[Video,
 @partial(jax.jit, static_argnums=0)
 def _encode(graph: nnx.GraphDef, params: Any, video: Video) -> tuple[Latent, Latent]:
     return nnx.merge(graph, params).encode(video)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encode_piece(graph: nnx.GraphDef, params: Any, video: Video, past: Any) -> tuple[Latent, Latent, Any]:
+    return nnx.merge(graph, params).encode_piece(video, past)

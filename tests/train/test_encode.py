@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec as P
 from dit_video.data.buckets import AT_ONCE, Bucket
 from dit_video.data.build import Bytes
 from dit_video.data.loader import Toyworld, stack
-from dit_video.models import vae as models_vae
 from dit_video.train import encode
 from dit_video.train.given import encode_frames
 from dit_video.weights.model import abstract
@@ -66,7 +65,7 @@ def test_memory_does_not_grow_with_frames(graph, tiny, monkeypatch):
         return call
 
     monkeypatch.setattr(encode, "_encode", counted(encode._encode))
-    monkeypatch.setattr(models_vae, "_encode_piece", counted(models_vae._encode_piece))
+    monkeypatch.setattr(encode, "_encode_piece", counted(encode._encode_piece))
 
     def most(frames):
         found.clear()
