@@ -65,7 +65,8 @@ def fastest_step(plans: Path = RESULTS / "plan.json") -> float:
     """Seconds of the fastest training step that is planned for a ready experiment (tools/plan_table.py)."""
     stored = json.loads(plans.read_text())
     rows = [dict(zip(stored["columns"], row, strict=True)) for row in stored["rows"]]
-    return min(row["step or clip, s"] for row in rows if row["fits"] and "generate" not in row["experiment"])
+    training = (row for row in rows if row["fits"] and "generate" not in row["experiment"])
+    return min(row["step or clip, s"] for row in training if row["step or clip, s"] is not None)
 
 
 def run_on(name: str, folder: Path, source: Latents, bucket: Bucket, batch: int) -> tuple[Any, Any, Any]:

@@ -167,7 +167,7 @@ class Denoise:
         if defaults is None:
             # A curve for the cache was measured with other weights than the run's, and what it learns has its own shift
             return as_trained(start and replace(start.defaults, cache=(), shift=None), what)
-        say_rate(what, defaults.fps, "this run", f"Give --objective.defaults.fps {what.fps:g}, or other clips.")
+        say_rate(what, defaults.fps, "this run", "Give --objective.defaults.fps theirs, or other clips.")
         if (size := (defaults.height, defaults.width)) not in what.sizes:
             log.warning(
                 "objective.defaults has %dx%d (height x width), and the buckets are %s: clips will be made at a size "

@@ -44,7 +44,7 @@ def test_what_a_gpu_eats(script):
 
 def test_the_step_is_the_fastest_that_is_planned(script, tmp_path):
     columns = ["experiment", "fits", "step or clip, s"]
-    rows = [["a", True, 4.0], ["b", True, 3.0], ["c_generate", True, 1.0], ["d", False, 2.0]]
+    rows = [["a", True, 4.0], ["b", True, 3.0], ["c_generate", True, 1.0], ["d", False, 2.0], ["e", True, None]]
     (tmp_path / "plan.json").write_text(json.dumps({"columns": columns, "rows": rows}))
     assert script["fastest_step"](tmp_path / "plan.json") == 3.0
     assert 0.1 < script["fastest_step"]() < 60  # that of this checkout
