@@ -14,7 +14,8 @@ held-out ones too: their loss is then that of another test. The stages before it
 
 On two CPU cores beside other work the last two took 49 and 46 minutes. Reached: 31.3 dB on 64 held-out whole clips
 (their first frames 32.3, the worst clip 25.1), after 28.8 and 31.1 dB at the end of the stages before
-(`experiments/LEDGER.md`, which does not have their seeds, nor the learning rates of the last: these are as before it).
+(`experiments/LEDGER.md`). Their seeds were not kept, nor the learning rates of the last: `lr` is that of the stage
+before it, `adam_lr` in proportion.
 """
 
 from dit_video.data.buckets import Bucket
