@@ -187,8 +187,8 @@ def make(args: argparse.Namespace, prompts: tuple[str, ...]) -> int:
     paths = output_paths(args.output, prompts, request.seed, args.force)
     log.info(
         "seed %d · %d frames of %dx%d at %g fps · %d steps of %s, guidance %g",
-        request.seed, request.num_frames, request.width, request.height, request.fps, request.num_inference_steps,
-        request.solver, request.guidance_scale,
+        request.seed, request.num_frames - request.given.loop, request.width, request.height, request.fps,
+        request.num_inference_steps, request.solver, request.guidance_scale,
     )  # fmt: skip
     if args.quiet and not args.json:  # a clip that cannot be made again is lost
         print(f"seed {request.seed}", file=sys.stderr)

@@ -20,9 +20,12 @@ MAX_SEED = 2**63 - 1
 
 
 def check_seed(seed: int) -> int:
+    """Raises BadInput for what is no whole number from 0 to 2^63-1."""
+    if not isinstance(seed, (int, np.integer)):
+        raise BadInput(f"seed={seed!r} must be one whole number; of several clips each has its own noise of it.")
     if not 0 <= seed <= MAX_SEED:
         raise BadInput(f"seed={seed} must lie in 0..2^63-1.")
-    return seed
+    return int(seed)
 
 
 def frame_noise(seed: int, clip: int, frame: int, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:

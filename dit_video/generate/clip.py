@@ -74,7 +74,8 @@ def load_latents(path: str | os.PathLike[str]) -> tuple[Float[np.ndarray, "t h w
         with np.load(path) as saved:
             latents, metadata = saved["latents"], json.loads(str(saved["metadata"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: not a NAME.latents.npz of this program ({error}).") from error
+        why = "" if isinstance(error, ValueError) else f" ({error})"  # NumPy's advice for such is to run what is in it
+        raise BadInput(f"{path}: not a NAME.latents.npz of this program{why}.") from error
     if latents.ndim != 4 or latents.dtype != np.float32:
         raise BadInput(f"{path}: latents must be float32 (t, h, w, z), got {latents.dtype} {latents.shape}.")
     return latents, metadata

@@ -184,6 +184,8 @@ def resolve(
         )
     if footage is not None and footage.about["fps"] != fps and not asked.interpolate:
         notes.say(f"footage of {footage.about['fps']:g} fps is brought to {fps:g} fps.")
+    if asked.loop and num_frames and num_frames % model.vae.stride == 0:
+        num_frames += 1  # of a ring all slots are whole: the rule's odd frame is made and dropped
     usual = frames_of_footage(asked, footage, num_frames or seconds, model.vae.stride, notes) or defaults.num_frames
     frames = choose_frames(num_frames, seconds, fps, usual, model.vae.stride, fit, notes)
     multiple = model.vae.factor * max(model.dit.patch[1:])
@@ -217,7 +219,7 @@ def resolve(
         guidance_scale=scale,
         solver=solver or defaults.solver,
         shift=positive("shift", native_shift(model) if shift is None else shift),
-        seed=draw_seed() if seed is None else check_seed(int(seed)),
+        seed=draw_seed() if seed is None else check_seed(seed),
         image_from=image_source(given),
         notes=(),
         plan=plan,

@@ -59,6 +59,7 @@ def test_each_prompt_is_repeated(tiny):
         ({"guidance_scale": 1.0, "cfg_zero_star": True}, "guidance is off at scale 1"),
         ({"solver": "unipcc"}, "Use one of unipc"),
         ({"seed": -3}, "seed=-3"),
+        ({"seed": [5, 5]}, r"seed=[5, 5] must be one whole number"),
         ({"fit": "largest"}, "nearest"),
         ({"num_videos_per_prompt": 0}, "at least 1"),
         ({"prompt_at": [(1.0, "a star")], "transition": "carry"}, "is made in one piece, which takes one prompt"),
@@ -117,7 +118,9 @@ def test_flags_that_change_nothing_are_warned_of(tiny, given, message):
 
 def test_a_loop_is_made_in_windows_and_carries(tiny):
     given = {"loop": True, "transition": "carry", "window": 4, "overlap": 1}
-    assert resolve(tiny, PROMPT, num_frames=17, strict=True, **given).pieces
+    request = resolve(tiny, PROMPT, num_frames=17, strict=True, **given)
+    assert request.pieces
+    assert resolve(tiny, PROMPT, num_frames=16, seed=request.seed, **given) == request, "4k frames, as it is told"
 
 
 def test_what_auto_picks_is_told_always(tiny):
