@@ -180,7 +180,7 @@ class VideoWriter:
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(
             format="yuv420p", dst_colorspace=BT709, src_color_range=FULL_RANGE, dst_color_range=LIMITED_RANGE
         )
-        # The stream carries the tags. Set on each picture too, one file in twenty was another, under load (PyAV 18.1).
+        picture.colorspace, picture.color_range = BT709, LIMITED_RANGE
         picture.pts, picture.time_base = self._count, self._stream.codec_context.time_base
         for packet in self._stream.encode(picture):
             self._container.mux(packet)

@@ -8,7 +8,6 @@ the values of the whole, too (`core.mesh.over_frames`).
 
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from dit_video.core.errors import BadInput, NonFinite
 from dit_video.generate.programs import Programs, to_uint8
-from dit_video.models.vae import VAEConfig
+from dit_video.models.vae import VAEConfig, spans
 
 SLOTS = 4  # latent slots at once
 
@@ -147,8 +146,7 @@ def _videos(
     th, tw = min(tiles.height, h), min(tiles.width, w)
     corners = [(y, x) for y in starts(h, th, tiles.overlap) for x in starts(w, tw, tiles.overlap)]
     pasts: list[Any] = [None] * len(corners)
-    cuts = [0, *range(min(slots + 1, count), count, slots), count]
-    for begin, end in pairwise(cuts):
+    for begin, end in spans(count, slots):
         piece = latents[begin:end]
         if begin and len(piece) < slots:
             piece = np.concatenate([piece, np.repeat(piece[-1:], slots - len(piece), axis=0)])

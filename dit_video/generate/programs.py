@@ -33,7 +33,7 @@ from dit_video.diffusion.solvers import Carry, Solver
 from dit_video.models.dit import Context, Control, DiT, DiTConfig
 from dit_video.models.image_encoder import ImageConfig, ImageEncoder
 from dit_video.models.text import TextConfig, TextEncoder
-from dit_video.models.vae import VAE, VAEConfig
+from dit_video.models.vae import VAE, VAEConfig, spans
 from dit_video.weights.model import abstract
 
 Weights = Any  # nested dicts of arrays
@@ -159,9 +159,9 @@ class Programs:
     ) -> Float[np.ndarray, "t h w z"]:
         """As `encode` of one clip, in pieces of so many latent slots (the first: one more), which alone are on the
         device. Compiled on the way."""
-        length, past, out = slots * self.stride, None, []
-        for begin in (0, *range(length + 1, len(frames), length)):
-            piece = frames[None, begin : begin + length if begin else length + 1]
+        past, out = None, []
+        for begin, end in spans(len(frames), slots * self.stride):
+            piece = frames[None, begin:end]
             ready = self.prepare({"encode_piece": ((), self.encode_piece, (vae, piece, past))})
             latents, past = ready["encode_piece"](vae, piece, past)
             out.append(np.asarray(latents)[0])

@@ -6,6 +6,7 @@ still image is a one-frame video. The reference runs frame groups one after anot
 static graph, and the same graph runs on pieces when given the `past` that the piece before left behind.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -382,3 +383,8 @@ class VAE(nnx.Module):
 
     def _std(self) -> Float[Array, "z"]:
         return jnp.asarray(self.cfg.latents_std or (1.0,) * self.cfg.z, jnp.float32)
+
+
+def spans(count: int, length: int) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the pieces of frames or latents: the first with the first `length` others, then `length` each."""
+    return pairwise((0, *range(length + 1, count, length), count))

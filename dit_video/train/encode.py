@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dit_video.core.types import Latent, Video
 from dit_video.data.buckets import AT_ONCE
+from dit_video.models.vae import spans
 
 Posterior = tuple[Float[Array, "n T H W z"], Float[Array, "n T H W z"]]  # mean and log-variance, raw
 Pictures = tuple[Float[Array, "n P H W z"], Float[Array, "n P H W z"]]
@@ -43,8 +44,8 @@ def encode_video(graph: nnx.GraphDef, params: Any, video: Video) -> tuple[Latent
     cfg.latent_shape(*video.shape[1:4])
     length = max(1, AT_ONCE * frames // (_pixels_of(video) * cfg.stride)) * cfg.stride
     pieces, past = [], None
-    for begin in (0, *range(length + 1, frames, length)):
-        mean, logvar, past = _encode_piece(graph, params, video[:, begin : begin + length + (begin == 0)], past)
+    for begin, end in spans(frames, length):
+        mean, logvar, past = _encode_piece(graph, params, video[:, begin:end], past)
         pieces.append((mean, logvar))
     return jax.tree.map(lambda *z: jnp.concatenate(z, 1), *pieces)
 

@@ -111,7 +111,7 @@ def test_a_piece_whose_sides_do_not_divide_is_split_over_time(cfg, way):
         given = rng.uniform(-1, 1, (1, 17, *(side * cfg.factor for side in size), 3)).astype(np.float32)
 
         def piece(p, x, past):
-            mean, logvar, past = module(p)._encode(x, past)
+            mean, logvar, past = module(p).encode_piece(x, past)
             return (mean, logvar), past
 
     _, past = jax.device_get(jax.jit(piece)(params, given[:, :1], None))
